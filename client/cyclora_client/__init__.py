@@ -1,0 +1,1 @@
+"""What a user needs beside the official SDK."""

@@ -1,0 +1,369 @@
+"""Operation kinds, and the body and result of each as typed records with a payload codec.
+
+The server makes bodies out of the wire format once; from there to the worker and back nothing
+else is spoken. All arrays are numpy; no torch here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Self
+
+import numpy as np
+
+from cyclora_core.payload import Array, Payload
+
+
+class OperationKind(StrEnum):
+    """One unit of queued work; the values appear in logs, metrics and the command log."""
+
+    CREATE_MODEL = "create_model"
+    LOAD_WEIGHTS = "load_weights"
+    FORWARD = "forward"
+    FORWARD_BACKWARD = "forward_backward"
+    OPTIM_STEP = "optim_step"
+    SAVE_WEIGHTS = "save_weights"
+    SAVE_WEIGHTS_FOR_SAMPLER = "save_weights_for_sampler"
+    UNLOAD_MODEL = "unload_model"
+    SAMPLE = "sample"
+
+    @property
+    def is_pass(self) -> bool:
+        """Runs data through the model; passes of one cycle share packed sequences."""
+        return self in (OperationKind.FORWARD, OperationKind.FORWARD_BACKWARD)
+
+
+class _Record:
+    """Records of plain JSON values; subclasses with arrays override both methods."""
+
+    def to_payload(self) -> Payload:
+        return Payload(meta=dataclasses.asdict(self), arrays={})  # type: ignore[call-overload]
+
+    @classmethod
+    def from_payload(cls, payload: Payload) -> Self:
+        return cls(**payload.meta)
+
+
+@dataclass(frozen=True, slots=True)
+class LoraConfig(_Record):
+    """Shape of an adapter; lora_alpha is always 32, so scaling = 32 / lora_rank."""
+
+    lora_rank: int = 32
+    seed: int = 0
+    train_attn: bool = True
+    train_mlp: bool = True
+    train_unembed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class CreateModelBody(_Record):
+    """A fresh adapter: A Kaiming-uniform from the seed, B zero."""
+
+    base_model: str
+    lora: LoraConfig
+
+    @classmethod
+    def from_payload(cls, payload: Payload) -> Self:
+        return cls(payload.meta["base_model"], LoraConfig(**payload.meta["lora"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Datum:
+    """One training example, already shifted by the client.
+
+    Shapes:
+        tokens: [N] int32. loss_fn_inputs: each [N], or [N, K] for top-K targets; int64 for
+        target_tokens, else float32.
+    """
+
+    tokens: Array
+    loss_fn_inputs: Mapping[str, Array]
+
+
+@dataclass(frozen=True, slots=True)
+class PassBody:
+    """Body of ``forward`` and ``forward_backward``."""
+
+    loss_fn: str
+    loss_fn_config: Mapping[str, float]
+    data: Sequence[Datum]
+
+    def to_payload(self) -> Payload:
+        arrays: dict[str, Array] = {}
+        _put_ragged(arrays, "tokens", [datum.tokens for datum in self.data])
+        keys = sorted({key for datum in self.data for key in datum.loss_fn_inputs})
+        for key in keys:
+            # A datum that lacks the key is told apart from one with an empty array.
+            owners = [i for i, datum in enumerate(self.data) if key in datum.loss_fn_inputs]
+            arrays[f"in.{key}.owners"] = np.asarray(owners, np.int32)
+            _put_ragged(arrays, f"in.{key}", [self.data[i].loss_fn_inputs[key] for i in owners])
+        meta = {
+            "loss_fn": self.loss_fn,
+            "loss_fn_config": dict(self.loss_fn_config),
+            "keys": keys,
+        }
+        return Payload(meta, arrays)
+
+    @classmethod
+    def from_payload(cls, payload: Payload) -> Self:
+        tokens = _get_ragged(payload.arrays, "tokens")
+        inputs: list[dict[str, Array]] = [{} for _ in tokens]
+        for key in payload.meta["keys"]:
+            values = _get_ragged(payload.arrays, f"in.{key}")
+            for owner, value in zip(payload.arrays[f"in.{key}.owners"], values, strict=True):
+                inputs[int(owner)][key] = value
+        data = [Datum(t, i) for t, i in zip(tokens, inputs, strict=True)]
+        return cls(payload.meta["loss_fn"], payload.meta["loss_fn_config"], data)
+
+
+@dataclass(frozen=True, slots=True)
+class PassResult:
+    """Logprobs per datum, each shaped like that datum's target_tokens, and the metrics.
+
+    Every metric key has exactly one colon, or the SDK raises.
+    """
+
+    logprobs: Sequence[Array]
+    metrics: Mapping[str, float]
+
+    def to_payload(self) -> Payload:
+        arrays: dict[str, Array] = {}
+        _put_ragged(arrays, "logprobs", self.logprobs)
+        return Payload({"metrics": dict(self.metrics)}, arrays)
+
+    @classmethod
+    def from_payload(cls, payload: Payload) -> Self:
+        return cls(_get_ragged(payload.arrays, "logprobs"), payload.meta["metrics"])
+
+
+@dataclass(frozen=True, slots=True)
+class OptimStepBody(_Record):
+    """AdamW with decoupled weight decay; ``grad_clip_norm`` 0.0 means no clipping."""
+
+    learning_rate: float = 1e-4
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-12
+    weight_decay: float = 0.0
+    grad_clip_norm: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class OptimStepResult(_Record):
+    """Metrics of one optimizer step; the SDK leaves their names free."""
+
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class SaveWeightsBody(_Record):
+    """Body of ``save_weights`` and ``save_weights_for_sampler``.
+
+    ``path`` is the ``tinker://`` path of a named checkpoint. For an ephemeral sampler save
+    ``sampling_session_id`` names the session to create, and ``path`` is our own unlisted one.
+    """
+
+    path: str
+    sampling_session_id: str | None = None
+    ttl_s: int | None = None
+    overwrite: bool = False
+    user_metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, slots=True)
+class SaveWeightsResult(_Record):
+    """Exactly one of ``path`` and ``sampling_session_id`` is set."""
+
+    path: str | None = None
+    sampling_session_id: str | None = None
+    num_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LoadWeightsBody(_Record):
+    """Replace a model's adapter weights, and its optimizer state when ``optimizer`` is true."""
+
+    path: str
+    optimizer: bool
+    base_model: str
+    lora: LoraConfig
+
+    @classmethod
+    def from_payload(cls, payload: Payload) -> Self:
+        meta = payload.meta
+        lora = LoraConfig(**meta["lora"])
+        return cls(meta["path"], meta["optimizer"], meta["base_model"], lora)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelResult(_Record):
+    """Result of create_model, load_weights and unload_model."""
+
+    model_id: str
+    path: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams(_Record):
+    """How to draw tokens.
+
+    ``max_tokens`` None means up to the context limit. ``stop_on_eos`` is the default when the
+    client sends no ``stop``; an explicit empty list switches every stop off, EOS included.
+    ``top_k`` 0 and ``top_p`` 1.0 mean no truncation; ``temperature`` 0 is greedy.
+    """
+
+    max_tokens: int | None = None
+    seed: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    stop_on_eos: bool = True
+    stop_token_ids: Sequence[int] = ()
+    stop_strings: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SampleBody:
+    """Body of ``sample``: ``weights_path`` None samples the base model itself.
+
+    Shapes:
+        prompt_tokens: [N] int32.
+    """
+
+    prompt_tokens: Array
+    num_samples: int
+    params: SamplingParams
+    weights_path: str | None = None
+    prompt_logprobs: bool = False
+    topk_prompt_logprobs: int = 0
+
+    def to_payload(self) -> Payload:
+        meta = {
+            "num_samples": self.num_samples,
+            "params": dataclasses.asdict(self.params),
+            "weights_path": self.weights_path,
+            "prompt_logprobs": self.prompt_logprobs,
+            "topk_prompt_logprobs": self.topk_prompt_logprobs,
+        }
+        return Payload(meta, {"prompt_tokens": self.prompt_tokens})
+
+    @classmethod
+    def from_payload(cls, payload: Payload) -> Self:
+        meta = dict(payload.meta)
+        params = SamplingParams(**meta.pop("params"))
+        return cls(prompt_tokens=payload.arrays["prompt_tokens"], params=params, **meta)
+
+
+class StopReason(StrEnum):
+    """Why sampling ended; the values are the wire strings."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True, slots=True)
+class SampledSequence:
+    """Sampled tokens with the logprobs of the distribution they were drawn from.
+
+    Shapes:
+        tokens: [n] int32; the stop token is included. logprobs: [n] float32.
+    """
+
+    tokens: Array
+    logprobs: Array
+    stop_reason: StopReason
+
+
+@dataclass(frozen=True, slots=True)
+class SampleResult:
+    """One sequence per sample, and what was asked about the prompt.
+
+    Shapes:
+        prompt_logprobs: [N] float32, entry 0 is NaN.
+        topk_prompt_tokens, topk_prompt_logprobs: [N, k] int32 and float32, row 0 is padding
+        (token 0, logprob -99999.0).
+    """
+
+    sequences: Sequence[SampledSequence]
+    prompt_logprobs: Array | None = None
+    topk_prompt_tokens: Array | None = None
+    topk_prompt_logprobs: Array | None = None
+
+    def to_payload(self) -> Payload:
+        arrays: dict[str, Array] = {}
+        _put_ragged(arrays, "tokens", [sequence.tokens for sequence in self.sequences])
+        _put_ragged(arrays, "logprobs", [sequence.logprobs for sequence in self.sequences])
+        for name in ("prompt_logprobs", "topk_prompt_tokens", "topk_prompt_logprobs"):
+            value = getattr(self, name)
+            if value is not None:
+                arrays[name] = value
+        return Payload({"stop_reasons": [s.stop_reason for s in self.sequences]}, arrays)
+
+    @classmethod
+    def from_payload(cls, payload: Payload) -> Self:
+        rows = zip(
+            _get_ragged(payload.arrays, "tokens"),
+            _get_ragged(payload.arrays, "logprobs"),
+            payload.meta["stop_reasons"],
+            strict=True,
+        )
+        return cls(
+            [SampledSequence(t, lp, StopReason(reason)) for t, lp, reason in rows],
+            payload.arrays.get("prompt_logprobs"),
+            payload.arrays.get("topk_prompt_tokens"),
+            payload.arrays.get("topk_prompt_logprobs"),
+        )
+
+
+Body = CreateModelBody | LoadWeightsBody | PassBody | OptimStepBody | SaveWeightsBody | SampleBody
+Result = ModelResult | PassResult | OptimStepResult | SaveWeightsResult | SampleResult
+
+BODY_TYPES: Mapping[OperationKind, Any] = {
+    OperationKind.CREATE_MODEL: CreateModelBody,
+    OperationKind.LOAD_WEIGHTS: LoadWeightsBody,
+    OperationKind.FORWARD: PassBody,
+    OperationKind.FORWARD_BACKWARD: PassBody,
+    OperationKind.OPTIM_STEP: OptimStepBody,
+    OperationKind.SAVE_WEIGHTS: SaveWeightsBody,
+    OperationKind.SAVE_WEIGHTS_FOR_SAMPLER: SaveWeightsBody,
+    OperationKind.SAMPLE: SampleBody,
+}
+
+RESULT_TYPES: Mapping[OperationKind, Any] = {
+    OperationKind.CREATE_MODEL: ModelResult,
+    OperationKind.LOAD_WEIGHTS: ModelResult,
+    OperationKind.UNLOAD_MODEL: ModelResult,
+    OperationKind.FORWARD: PassResult,
+    OperationKind.FORWARD_BACKWARD: PassResult,
+    OperationKind.OPTIM_STEP: OptimStepResult,
+    OperationKind.SAVE_WEIGHTS: SaveWeightsResult,
+    OperationKind.SAVE_WEIGHTS_FOR_SAMPLER: SaveWeightsResult,
+    OperationKind.SAMPLE: SampleResult,
+}
+
+
+def _put_ragged(arrays: dict[str, Array], name: str, values: Sequence[Array]) -> None:
+    """Lay arrays of different lengths end to end: thousands of tiny entries decode slowly.
+
+    Shapes:
+        {name}.flat: all elements; {name}.shapes: [num_values, 2] int64, second column -1 for 1-D.
+    """
+    shapes = [(v.shape[0], v.shape[1] if v.ndim == 2 else -1) for v in values]
+    arrays[f"{name}.shapes"] = np.asarray(shapes, np.int64).reshape(len(values), 2)
+    flat = [value.reshape(-1) for value in values]
+    arrays[f"{name}.flat"] = np.concatenate(flat) if flat else np.zeros(0, np.float32)
+
+
+def _get_ragged(arrays: Mapping[str, Array], name: str) -> list[Array]:
+    flat = arrays[f"{name}.flat"]
+    values: list[Array] = []
+    start = 0
+    for rows, columns in arrays[f"{name}.shapes"].tolist():
+        size = rows if columns < 0 else rows * columns
+        part = flat[start : start + size]
+        values.append(part if columns < 0 else part.reshape(rows, columns))
+        start += size
+    return values

@@ -1,0 +1,179 @@
+"""Records that live in the store longer than a cycle: tenants, sessions, futures, checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from cyclora_core.errors import ErrorCategory
+from cyclora_core.ids import CheckpointKind
+from cyclora_core.operations import LoraConfig, OperationKind
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """One isolated party; owns API keys, sessions, models."""
+
+    tenant_id: str
+    name: str
+    created_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """What is known of an API key; the key itself is shown once and only its hash is kept."""
+
+    key_id: str
+    tenant_id: str
+    name: str
+    is_admin: bool
+    created_at_ms: int
+    revoked_at_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One connected client process."""
+
+    session_id: str
+    tenant_id: str
+    created_at_ms: int
+    last_heartbeat_at_ms: int
+    sdk_version: str = ""
+    display_name: str | None = None
+    project_id: str | None = None
+    tags: Sequence[str] = ()
+    user_metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+    finished_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingSession:
+    """A session's right to sample from one fixed set of weights."""
+
+    sampling_session_id: str
+    tenant_id: str
+    session_id: str
+    base_model: str
+    weights_path: str | None
+    """Storage path of the adapter weights (a ``tinker://`` path); None is the base model."""
+    model_path: str | None
+    """The path as the tenant may see it; None for the base model and for ephemeral saves."""
+    created_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A named checkpoint in storage, or an unlisted one behind an ephemeral sampling session."""
+
+    path: str
+    tenant_id: str
+    model_id: str
+    kind: CheckpointKind
+    name: str
+    base_model: str
+    lora: LoraConfig
+    has_optimizer: bool
+    num_bytes: int
+    created_at_ms: int
+    is_listed: bool = True
+    expires_at_ms: int | None = None
+    user_metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+class FutureState(StrEnum):
+    """A future is final once it is not pending."""
+
+    PENDING = "pending"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class OperationError:
+    """How an operation failed, in words the tenant may read."""
+
+    message: str
+    category: ErrorCategory
+
+
+@dataclass(frozen=True, slots=True)
+class Future:
+    """The promise behind a request_id."""
+
+    request_id: str
+    tenant_id: str
+    owner_id: str
+    seq_id: int
+    kind: OperationKind
+    state: FutureState
+    result: bytes | None = None
+    """Encoded result payload once ``done``."""
+    error: OperationError | None = None
+    """Set once ``failed``."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewModel:
+    """What submitting seq_id 0 of a model records about it, in the same atomic step."""
+
+    session_id: str
+    lora: LoraConfig
+    user_metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """One operation on its way into the store.
+
+    ``error`` set means that the body was refused: the operation becomes a failed future at once
+    and still uses up its seq_id, since the SDK numbers its next request as if it had run.
+    """
+
+    request_id: str
+    kind: OperationKind
+    tenant_id: str
+    owner_id: str
+    seq_id: int
+    base_model: str
+    body: bytes
+    num_tokens: int = 0
+    datum_tokens: Sequence[int] = ()
+    error: OperationError | None = None
+    new_model: NewModel | None = None
+
+
+class SubmitOutcome(StrEnum):
+    """What the store did with a submission."""
+
+    ACCEPTED = "accepted"
+    DUPLICATE = "duplicate"
+    """The same request was here before; its future stands."""
+    CONFLICT = "conflict"
+    """The seq_id was used before with another body."""
+    EXPIRED = "expired"
+    """The seq_id was used before and its future is no longer kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One finished future of a sampling session, as the session poller reports it."""
+
+    cursor: int
+    request_id: str
+    state: FutureState
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """What administrators see of one worker."""
+
+    worker_id: str
+    base_model: str
+    registered_at_ms: int
+    is_alive: bool
+    cycle_id: int | None
+    """The cycle it executes; None when it is free."""
+    info: Mapping[str, Any] = field(default_factory=dict[str, Any])

@@ -1,0 +1,1 @@
+"""Decides what runs in each clock cycle."""

@@ -1,0 +1,1 @@
+"""HTTP in, futures out; never computes."""

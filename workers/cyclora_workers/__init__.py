@@ -1,0 +1,1 @@
+"""The only place with torch: executes clock cycles on one base model."""
