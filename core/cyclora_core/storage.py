@@ -1,0 +1,103 @@
+"""Where checkpoints, snapshots and tokenizer files lie; every path is made here.
+
+::
+
+    {root}/checkpoints/{model_id}/{weights|sampler_weights|external_weights}/{name}/
+    {root}/snapshots/{model_id}/{seq_id}/
+    {root}/tokenizers/{base model with "/" as "--"}/
+
+Nothing a tenant sends becomes a path before its grammar was checked.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from cyclora_core.errors import NotFound
+from cyclora_core.ids import CheckpointPath, is_model_id
+
+_BASE_MODEL_RE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*){0,3}")
+_FILE_RE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+
+TOKENIZER_FILES = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+)
+"""What clients on other machines need to load a tokenizer."""
+
+
+def is_base_model_name(name: str) -> bool:
+    """Whether a name is like a Hugging Face id, which also makes it safe as a folder name."""
+    return _BASE_MODEL_RE.fullmatch(name) is not None
+
+
+class Storage:
+    """A folder shared by all processes of one deployment."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def checkpoint_dir(self, path: CheckpointPath) -> Path:
+        return self._root / "checkpoints" / path.model_id / path.kind / path.name
+
+    def delete_checkpoint(self, path: CheckpointPath) -> None:
+        shutil.rmtree(self.checkpoint_dir(path), ignore_errors=True)
+
+    def snapshot_dir(self, model_id: str, seq_id: int) -> Path:
+        return self._snapshots(model_id) / str(seq_id)
+
+    def delete_snapshots_except(self, model_id: str, seq_id: int) -> None:
+        """Delete the snapshots that the one after ``seq_id`` replaces."""
+        folder = self._snapshots(model_id)
+        if not folder.is_dir():
+            return
+        for child in folder.iterdir():
+            if child.name != str(seq_id):
+                shutil.rmtree(child, ignore_errors=True)
+
+    def _snapshots(self, model_id: str) -> Path:
+        if not is_model_id(model_id):
+            raise ValueError(f"{model_id!r} is not a model id")
+        return self._root / "snapshots" / model_id
+
+    def put_tokenizer(self, base_model: str, source: Path) -> list[str]:
+        """Copy the tokenizer's files of a model folder; returns their names."""
+        names = [name for name in TOKENIZER_FILES if (source / name).is_file()]
+        target = self._tokenizer_dir(base_model)
+        target.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            # Replaced in one step: a client may be reading while a second worker starts.
+            part = target / f".{name}.part"
+            shutil.copyfile(source / name, part)
+            part.replace(target / name)
+        return names
+
+    def tokenizer_file(self, base_model: str, name: str) -> bytes:
+        """One tokenizer file.
+
+        Raises:
+            NotFound: no such base model or file.
+        """
+        file = self._tokenizer_dir(base_model) / name
+        if not _FILE_RE.fullmatch(name) or not file.is_file():
+            raise NotFound(f"base model {base_model!r} has no tokenizer file {name[:140]!r}")
+        return file.read_bytes()
+
+    def _tokenizer_dir(self, base_model: str) -> Path:
+        if not is_base_model_name(base_model):
+            raise NotFound(f"base model {base_model[:140]!r} does not exist")
+        return self._root / "tokenizers" / base_model.replace("/", "--")
+
+
+def total_bytes(files: Iterable[Path]) -> int:
+    return sum(file.stat().st_size for file in files if file.is_file())

@@ -1,0 +1,203 @@
+"""The scheduler's side of the clock: lead, gather, dispatch, bury."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any
+
+from cyclora_core.operations import OperationKind
+from cyclora_core.store.connection import Connection
+from cyclora_core.store.workers import Workers
+from cyclora_core.types import Cycle, PendingOperation
+from cyclora_core.waiting import (
+    Assignment,
+    Waiting,
+    WaitingModel,
+    WaitingSample,
+    WorkerState,
+    WorkerStats,
+)
+
+
+class DispatchOutcome(StrEnum):
+    """Why a cycle was not dispatched."""
+
+    NOT_LEADER = "not_leader"
+    BUSY = "busy"
+    DEAD = "dead"
+    STALE = "stale"
+
+
+class Cycles:
+    """What only the leading scheduler does."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._redis = connection.client
+        self._keys = connection.keys
+        self._workers = Workers(connection)
+
+    async def lead(self, token: str, lease_s: float) -> bool:
+        """Become or remain the leader."""
+        args = [token, round(lease_s * 1000)]
+        return bool(await self._connection.run("lead", [self._keys.leader()], args))
+
+    async def wait_for_work(self, wait_s: float) -> None:
+        """Return when something was submitted or a worker became free, or after ``wait_s``."""
+        await self._redis.blpop([self._keys.wake()], timeout=wait_s)
+
+    async def workers(self) -> list[WorkerState]:
+        return [
+            WorkerState(
+                status.worker_id,
+                status.base_model,
+                status.is_alive,
+                status.cycle_id is None,
+                WorkerStats(status.info["tokens_per_s"], status.info["free_sample_tokens"]),
+            )
+            for status in await self._workers.list()
+        ]
+
+    async def gather(self, base_model: str, max_operations: int, max_samples: int) -> Waiting:
+        """All ready models with their next operations, and the head of each sample queue."""
+        keys = self._keys
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.smembers(keys.ready_models(base_model))
+            pipe.smembers(keys.sample_tenants(base_model))
+            ready, tenants = await pipe.execute()
+        model_ids = sorted(row.decode() for row in ready)
+        samples = await self._gather_samples(
+            base_model, sorted(row.decode() for row in tenants), max_samples
+        )
+        if not model_ids:
+            return Waiting([], samples)
+        pairs = [key for each in model_ids for key in (keys.model(each), keys.log(each))]
+        rows = await self._connection.run("gather", pairs, [max_operations])
+        models = [_waiting_model(*pair) for pair in zip(model_ids, rows, strict=True)]
+        return Waiting([model for model in models if model.operations], samples)
+
+    async def _gather_samples(
+        self, base_model: str, tenant_ids: Sequence[str], max_samples: int
+    ) -> list[WaitingSample]:
+        if not tenant_ids:
+            return []
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for tenant_id in tenant_ids:
+                pipe.lrange(self._keys.sample_queue(base_model, tenant_id), 0, max_samples - 1)
+            queues = await pipe.execute()
+        return [
+            WaitingSample(_pending(json.loads(entry)), entry.decode())
+            for queue in queues
+            for entry in queue
+        ]
+
+    async def dispatch(
+        self,
+        token: str,
+        cycle: Cycle,
+        assignments: Sequence[Assignment],
+        samples: Sequence[WaitingSample],
+    ) -> int | DispatchOutcome:
+        """Hand a cycle to its worker; returns its number, or why nothing happened."""
+        keys = self._keys
+        models: list[str] = []
+        args: list[str | int | bytes] = [
+            token,
+            cycle.worker_id,
+            cycle.base_model,
+            json.dumps(cycle.to_json()),
+            len(assignments),
+        ]
+        for assignment in assignments:
+            planned = assignment.planned
+            last = planned.operations[-1]
+            part = last.datum_range
+            models.append(keys.model(planned.model_id))
+            args += [
+                assignment.expected_worker_id or "",
+                assignment.expected_epoch,
+                planned.epoch,
+                last.seq_id if part else -1,
+                part.stop if part else 0,
+            ]
+        futures: list[str] = []
+        for sample in samples:
+            operation = sample.operation
+            queue = keys.sample_queue(cycle.base_model, operation.tenant_id)
+            futures += [keys.future(operation.request_id), queue]
+            args += [sample.entry, operation.request_id, operation.tenant_id]
+        reply = await self._connection.run(
+            "dispatch",
+            [
+                keys.leader(),
+                keys.worker(cycle.worker_id),
+                keys.worker_lease(cycle.worker_id),
+                keys.worker_inbox(cycle.worker_id),
+                keys.cycle_counters(),
+                keys.worker_samples(cycle.worker_id),
+                keys.sample_tenants(cycle.base_model),
+                *models,
+                *futures,
+            ],
+            args,
+        )
+        return reply if isinstance(reply, int) else DispatchOutcome(reply.decode())
+
+    async def bury(self, token: str, worker_id: str, base_model: str) -> bool:
+        """Declare a worker dead whose lease ran out; true when it was."""
+        keys = self._keys
+        held = await self._redis.hgetall(keys.worker_samples(worker_id))
+        sample_keys: list[str] = []
+        args: list[str | int | bytes] = [token, worker_id]
+        for request_id, entry in sorted(held.items(), reverse=True):
+            tenant_id = json.loads(entry)["tenant_id"]
+            sample_keys += [
+                keys.future(request_id.decode()),
+                keys.sample_queue(base_model, tenant_id),
+                keys.sample_tenants(base_model),
+            ]
+            args += [tenant_id, entry]
+        reply = await self._connection.run(
+            "bury",
+            [
+                keys.leader(),
+                keys.worker(worker_id),
+                keys.workers(),
+                keys.worker_lease(worker_id),
+                keys.worker_inbox(worker_id),
+                keys.worker_samples(worker_id),
+                keys.wake(),
+                *sample_keys,
+            ],
+            args,
+        )
+        return reply == b"buried"
+
+
+def _waiting_model(model_id: str, row: Sequence[Any]) -> WaitingModel:
+    tenant_id, worker_id, epoch, partial_seq_id, partial_stop, entries = row
+    operations = [json.loads(entry) for entry in entries]
+    return WaitingModel(
+        model_id,
+        tenant_id.decode(),
+        worker_id.decode() or None,
+        int(epoch),
+        int(partial_seq_id),
+        int(partial_stop),
+        [_pending(entry) for entry in operations if not entry["is_refused"]],
+    )
+
+
+def _pending(entry: dict[str, Any]) -> PendingOperation:
+    return PendingOperation(
+        request_id=entry["request_id"],
+        kind=OperationKind(entry["kind"]),
+        tenant_id=entry["tenant_id"],
+        owner_id=entry["owner_id"],
+        seq_id=entry["seq_id"],
+        num_tokens=entry["num_tokens"],
+        datum_tokens=entry["datum_tokens"],
+        submitted_at_ms=entry["submitted_at_ms"],
+    )

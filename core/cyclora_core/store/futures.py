@@ -1,0 +1,114 @@
+"""Futures: read repeatedly, waited for without polling, acknowledged or expired."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from cyclora_core.errors import ErrorCategory
+from cyclora_core.operations import OperationKind
+from cyclora_core.records import Completion, Future, FutureState, OperationError
+from cyclora_core.store.connection import Connection
+
+FUTURE_TTL_MS = 24 * 3600 * 1000
+"""How long a final future can be fetched; the SDK polls within seconds unless it is away."""
+
+_CLONE_STRIDE = 1_000_000_000
+_RECONNECT_PAUSE_S = 0.2
+
+
+def clone_of(seq_id: int) -> int:
+    """The clone of a sampling client that made this seq_id (0 is the original)."""
+    return seq_id // _CLONE_STRIDE
+
+
+class Futures:
+    """The read side of promises."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._redis = connection.client
+        self._keys = connection.keys
+
+    async def get(self, request_id: str) -> Future | None:
+        """The future as it stands; None when it is unknown or expired."""
+        fields = await self._redis.hgetall(self._keys.future(request_id))
+        if b"state" not in fields:
+            return None
+        error = None
+        if b"error_message" in fields:
+            error = OperationError(
+                fields[b"error_message"].decode(), ErrorCategory(fields[b"error_category"].decode())
+            )
+        return Future(
+            request_id=request_id,
+            tenant_id=fields[b"tenant_id"].decode(),
+            owner_id=fields[b"owner_id"].decode(),
+            seq_id=int(fields[b"seq_id"]),
+            kind=OperationKind(fields[b"kind"].decode()),
+            state=FutureState(fields[b"state"].decode()),
+            result=fields.get(b"result"),
+            error=error,
+        )
+
+    @asynccontextmanager
+    async def subscribe(self) -> AsyncGenerator[AsyncIterator[str], None]:
+        """Request ids as they become final.
+
+        Yields "" first and after every reconnect: announcements may have been missed, so
+        everything that is waited for must be looked at again.
+        """
+        pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
+        try:
+            yield self._announcements(pubsub)
+        finally:
+            await pubsub.aclose()
+
+    async def _announcements(self, pubsub: object) -> AsyncIterator[str]:
+        channel: object = pubsub
+        while True:
+            try:
+                await channel.subscribe(self._keys.settled_channel())  # type: ignore[attr-defined]
+                yield ""
+                async for message in channel.listen():  # type: ignore[attr-defined]
+                    yield message["data"].decode()
+            except (RedisConnectionError, OSError):
+                await asyncio.sleep(_RECONNECT_PAUSE_S)
+
+    async def completions(
+        self, sampling_session_id: str, clone_id: int, prev_cursor: int
+    ) -> list[Completion]:
+        """Samples of one client that became final after a cursor, in order."""
+        key = self._keys.completions(sampling_session_id, clone_id)
+        rows = await self._redis.zrangebyscore(key, f"({prev_cursor}", "+inf", withscores=True)
+        states = await self._states([request_id.decode() for request_id, _ in rows])
+        return [
+            Completion(int(cursor), request_id.decode(), state)
+            for (request_id, cursor), state in zip(rows, states, strict=True)
+            if state is not None
+        ]
+
+    async def _states(self, request_ids: Sequence[str]) -> list[FutureState | None]:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for request_id in request_ids:
+                pipe.hget(self._keys.future(request_id), "state")
+            rows = await pipe.execute()
+        return [FutureState(row.decode()) if row else None for row in rows]
+
+    async def acknowledge(self, request_ids: Sequence[str]) -> None:
+        """Let go of results that their client says it holds; unsettled futures are kept.
+
+        The record stays a while as a tombstone, so that a late retry of the submission finds
+        that it ran instead of running again.
+        """
+        states = await self._states(request_ids)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for request_id, state in zip(request_ids, states, strict=True):
+                if state not in (None, FutureState.PENDING):
+                    pipe.pexpire(self._keys.future(request_id), _ACKNOWLEDGED_TTL_MS)
+            await pipe.execute()
+
+
+_ACKNOWLEDGED_TTL_MS = 10 * 60 * 1000

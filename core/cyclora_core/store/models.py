@@ -1,0 +1,92 @@
+"""Models: one tenant's adapter each, and which worker holds it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from cyclora_core.operations import LoraConfig
+from cyclora_core.records import NewModel
+from cyclora_core.store.connection import Connection, as_dict
+from cyclora_core.types import ModelRecord
+
+
+class Models:
+    """Read side of models; they are created and advanced by submit and settle."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._redis = connection.client
+        self._keys = connection.keys
+
+    async def get(self, model_id: str) -> ModelRecord | None:
+        fields = as_dict(await self._redis.hgetall(self._keys.model(model_id)))
+        return model_record(model_id, fields) if fields else None
+
+    async def list(self, tenant_id: str, offset: int, limit: int) -> tuple[list[ModelRecord], int]:
+        """A page, newest first, and the number of all."""
+        key = self._keys.models_of(tenant_id)
+        total = int(await self._redis.zcard(key))
+        rows = await self._redis.zrevrange(key, offset, offset + limit - 1)
+        found = [await self.get(row.decode()) for row in rows]
+        return [model for model in found if model is not None], total
+
+    async def of_session(self, session_id: str) -> list[str]:
+        rows = await self._redis.zrange(self._keys.models_of_session(session_id), 0, -1)
+        return [row.decode() for row in rows]
+
+    async def record_snapshot(self, model_id: str, worker_id: str, epoch: int, seq_id: int) -> bool:
+        """Note that storage holds the state after ``seq_id`` and drop the log up to there.
+
+        Returns False when the model was assigned to another worker meanwhile.
+        """
+        log_key = self._keys.log(model_id)
+        entries = await self._redis.xrange(log_key, "-", f"{seq_id}-1")
+        requests = [json.loads(fields[b"entry"])["request_id"] for _, fields in entries]
+        outcome = await self._connection.run(
+            "record_snapshot",
+            [
+                self._keys.model(model_id),
+                log_key,
+                self._keys.failed(model_id),
+                *(self._keys.body(request_id) for request_id in requests),
+            ],
+            [worker_id, epoch, seq_id],
+        )
+        return outcome == b"recorded"
+
+
+def new_model_fields(
+    model: NewModel, tenant_id: str, base_model: str, now_ms: int
+) -> Mapping[str, str | int]:
+    """What the hash of a fresh model holds."""
+    return {
+        "tenant_id": tenant_id,
+        "session_id": model.session_id,
+        "base_model": base_model,
+        "lora": json.dumps(model.lora.to_payload().meta),
+        "user_metadata": json.dumps(dict(model.user_metadata)),
+        "created_at_ms": now_ms,
+        "logged_seq_id": -1,
+        "applied_seq_id": -1,
+        "snapshot_seq_id": -1,
+        "worker_id": "",
+        "epoch": 0,
+    }
+
+
+def model_record(model_id: str, fields: Mapping[str, str]) -> ModelRecord:
+    return ModelRecord(
+        model_id=model_id,
+        tenant_id=fields["tenant_id"],
+        session_id=fields["session_id"],
+        base_model=fields["base_model"],
+        lora=LoraConfig(**json.loads(fields["lora"])),
+        created_at_ms=int(fields["created_at_ms"]),
+        last_request_at_ms=int(fields.get("last_request_at_ms", fields["created_at_ms"])),
+        applied_seq_id=int(fields["applied_seq_id"]),
+        snapshot_seq_id=int(fields["snapshot_seq_id"]),
+        worker_id=fields["worker_id"] or None,
+        epoch=int(fields["epoch"]),
+        user_metadata=json.loads(fields["user_metadata"]),
+    )

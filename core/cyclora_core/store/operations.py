@@ -1,0 +1,293 @@
+"""Operations: submitted once, kept in their model's command log, settled once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from cyclora_core.errors import FencedOut, ServerError
+from cyclora_core.operations import OperationKind
+from cyclora_core.records import FutureState, OperationError, Submission, SubmitOutcome
+from cyclora_core.store.connection import Connection
+from cyclora_core.store.futures import FUTURE_TTL_MS, clone_of
+from cyclora_core.store.models import new_model_fields
+from cyclora_core.types import PlannedOperation
+
+# What replaying a model's log needs again; the bodies of all others go when they settle.
+_REPLAYED_KINDS = frozenset(
+    {
+        OperationKind.CREATE_MODEL,
+        OperationKind.LOAD_WEIGHTS,
+        OperationKind.FORWARD_BACKWARD,
+        OperationKind.OPTIM_STEP,
+    }
+)
+
+
+class SettleOutcome(StrEnum):
+    """What the store did with an outcome."""
+
+    SETTLED = "settled"
+    ALREADY = "already"
+    """It was settled before; a lost answer was asked for again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an operation ended: an encoded result, or an error in words the tenant may read."""
+
+    result: bytes | None
+    error: OperationError | None = None
+    num_tokens: int = 0
+    """Metered only when there is a result."""
+
+
+class Operations:
+    """The write side of command logs and sample queues."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._redis = connection.client
+        self._keys = connection.keys
+        self._clock = connection.clock
+
+    async def submit(self, submission: Submission) -> SubmitOutcome:
+        """Record an operation; sending the same one again changes nothing."""
+        digest = hashlib.sha256(submission.kind.encode() + b"\0" + submission.body).hexdigest()
+        if submission.kind is OperationKind.SAMPLE:
+            return await self._submit_sample(submission, digest)
+        return await self._submit_to_model(submission, digest)
+
+    async def _submit_to_model(self, submission: Submission, digest: str) -> SubmitOutcome:
+        keys, model_id = self._keys, submission.owner_id
+        now_ms = self._clock.now_ms()
+        new_model = submission.new_model
+        fields = ""
+        session_id = ""
+        if new_model is not None:
+            session_id = new_model.session_id
+            rows = new_model_fields(new_model, submission.tenant_id, submission.base_model, now_ms)
+            fields = json.dumps({name: str(value) for name, value in rows.items()})
+        outcome = await self._connection.run(
+            "submit",
+            [
+                keys.future(submission.request_id),
+                keys.body(submission.request_id),
+                keys.model(model_id),
+                keys.log(model_id),
+                keys.held(model_id),
+                keys.ready_models(submission.base_model),
+                keys.wake(),
+                keys.models_of(submission.tenant_id),
+                keys.models_of_session(session_id),
+            ],
+            [
+                digest,
+                submission.seq_id,
+                self._entry(submission),
+                submission.body,
+                now_ms,
+                model_id,
+                fields,
+                _future_fields(submission),
+                FUTURE_TTL_MS,
+                keys.settled_channel(),
+                submission.request_id,
+            ],
+        )
+        return SubmitOutcome(outcome.decode())
+
+    async def _submit_sample(self, submission: Submission, digest: str) -> SubmitOutcome:
+        keys = self._keys
+        outcome = await self._connection.run(
+            "submit_sample",
+            [
+                keys.future(submission.request_id),
+                keys.body(submission.request_id),
+                keys.sample_queue(submission.base_model, submission.tenant_id),
+                keys.sample_tenants(submission.base_model),
+                keys.wake(),
+                keys.completions(submission.owner_id, clone_of(submission.seq_id)),
+            ],
+            [
+                digest,
+                self._entry(submission),
+                submission.body,
+                submission.tenant_id,
+                _future_fields(submission),
+                FUTURE_TTL_MS,
+                keys.settled_channel(),
+                submission.request_id,
+            ],
+        )
+        return SubmitOutcome(outcome.decode())
+
+    def _entry(self, submission: Submission) -> str:
+        entry = {
+            "request_id": submission.request_id,
+            "kind": submission.kind,
+            "tenant_id": submission.tenant_id,
+            "owner_id": submission.owner_id,
+            "seq_id": submission.seq_id,
+            "num_tokens": submission.num_tokens,
+            "datum_tokens": list(submission.datum_tokens),
+            "submitted_at_ms": self._clock.now_ms(),
+            "is_refused": submission.error is not None,
+        }
+        return json.dumps(entry)
+
+    async def bodies(self, request_ids: Sequence[str]) -> list[bytes]:
+        """Encoded bodies of operations that are not settled, or may be replayed.
+
+        Raises:
+            ServerError: one is missing, which trimming and expiry must never cause.
+        """
+        if not request_ids:
+            return []
+        rows = await self._redis.mget([self._keys.body(each) for each in request_ids])
+        for request_id, row in zip(request_ids, rows, strict=True):
+            if row is None:
+                raise ServerError(f"the body of {request_id} is missing from the store")
+        return rows
+
+    async def logged(
+        self, model_id: str, first_seq_id: int, last_seq_id: int | None = None
+    ) -> list[PlannedOperation]:
+        """Operations of a model's log that were not refused, in order, ends included."""
+        last = "+" if last_seq_id is None else f"{last_seq_id}-1"
+        rows = await self._redis.xrange(self._keys.log(model_id), f"{first_seq_id}-1", last)
+        entries = (json.loads(fields[b"entry"]) for _, fields in rows)
+        return [
+            PlannedOperation(entry["request_id"], OperationKind(entry["kind"]), entry["seq_id"])
+            for entry in entries
+            if not entry["is_refused"]
+        ]
+
+    async def replayable(
+        self, model_id: str, first_seq_id: int, last_seq_id: int
+    ) -> list[PlannedOperation]:
+        """The settled operations that make up a model's state; failed ones changed nothing."""
+        failed = {int(row) for row in await self._redis.smembers(self._keys.failed(model_id))}
+        return [
+            operation
+            for operation in await self.logged(model_id, first_seq_id, last_seq_id)
+            if operation.kind in _REPLAYED_KINDS and operation.seq_id not in failed
+        ]
+
+    async def settle(
+        self,
+        *,
+        worker_id: str,
+        epoch: int,
+        tenant_id: str,
+        base_model: str,
+        model_id: str,
+        operation: PlannedOperation,
+        outcome: Outcome,
+    ) -> SettleOutcome:
+        """Store the outcome of a model's next operation and advance the model past it.
+
+        Raises:
+            FencedOut: the model was assigned to another worker meanwhile.
+            ServerError: the operation is not the model's next one.
+        """
+        keys = self._keys
+        error = outcome.error
+        reply = await self._connection.run(
+            "settle",
+            [
+                keys.model(model_id),
+                keys.log(model_id),
+                keys.future(operation.request_id),
+                keys.body(operation.request_id),
+                keys.ready_models(base_model),
+                keys.wake(),
+                keys.failed(model_id),
+                keys.usage(tenant_id),
+            ],
+            [
+                worker_id,
+                epoch,
+                operation.seq_id,
+                FutureState.FAILED if error else FutureState.DONE,
+                outcome.result or b"",
+                error.message if error else "",
+                error.category if error else "",
+                FUTURE_TTL_MS,
+                int(operation.kind in _REPLAYED_KINDS and error is None),
+                keys.settled_channel(),
+                operation.request_id,
+                model_id,
+                f"{operation.kind}_tokens",
+                outcome.num_tokens,
+            ],
+        )
+        return _settle_outcome(reply.decode(), operation.request_id)
+
+    async def settle_sample(
+        self,
+        *,
+        worker_id: str,
+        tenant_id: str,
+        sampling_session_id: str,
+        seq_id: int,
+        request_id: str,
+        outcome: Outcome,
+        num_prefilled_tokens: int = 0,
+    ) -> SettleOutcome:
+        """Store the outcome of a sample; ``outcome.num_tokens`` are the sampled ones.
+
+        Raises:
+            FencedOut: the sample was given to another worker meanwhile.
+        """
+        keys = self._keys
+        error = outcome.error
+        reply = await self._connection.run(
+            "settle_sample",
+            [
+                keys.future(request_id),
+                keys.body(request_id),
+                keys.worker_samples(worker_id),
+                keys.completions(sampling_session_id, clone_of(seq_id)),
+                keys.usage(tenant_id),
+            ],
+            [
+                worker_id,
+                FutureState.FAILED if error else FutureState.DONE,
+                outcome.result or b"",
+                error.message if error else "",
+                error.category if error else "",
+                FUTURE_TTL_MS,
+                keys.settled_channel(),
+                request_id,
+                num_prefilled_tokens,
+                outcome.num_tokens,
+            ],
+        )
+        return _settle_outcome(reply.decode(), request_id)
+
+
+def _future_fields(submission: Submission) -> str:
+    fields = {
+        "tenant_id": submission.tenant_id,
+        "owner_id": submission.owner_id,
+        "seq_id": str(submission.seq_id),
+        "kind": str(submission.kind),
+        "state": str(FutureState.PENDING),
+    }
+    if submission.error is not None:
+        fields["state"] = str(FutureState.FAILED)
+        fields["error_message"] = submission.error.message
+        fields["error_category"] = str(submission.error.category)
+    return json.dumps(fields)
+
+
+def _settle_outcome(reply: str, request_id: str) -> SettleOutcome:
+    if reply == "fenced":
+        raise FencedOut(f"{request_id} belongs to another worker now")
+    if reply == "out_of_order":
+        raise ServerError(f"{request_id} was settled before an earlier operation of its model")
+    return SettleOutcome(reply)

@@ -1,0 +1,16 @@
+-- Note that storage holds a model's state up to a seq_id and drop the log it covers.
+-- KEYS: 1 model  2 log (stream)  3 failed (set)  4.. bodies of the covered operations
+-- ARGV: 1 worker_id  2 epoch  3 seq_id
+-- Returns: "recorded" or "fenced".
+-- Atomic because a log trimmed without its snapshot recorded could not be replayed.
+local held = redis.call('HMGET', KEYS[1], 'worker_id', 'epoch')
+if held[1] ~= ARGV[1] or held[2] ~= ARGV[2] then
+  return 'fenced'
+end
+redis.call('HSET', KEYS[1], 'snapshot_seq_id', ARGV[3])
+redis.call('XTRIM', KEYS[2], 'MINID', (tonumber(ARGV[3]) + 1) .. '-1')
+for _, seq in ipairs(redis.call('SMEMBERS', KEYS[3])) do
+  if tonumber(seq) <= tonumber(ARGV[3]) then redis.call('SREM', KEYS[3], seq) end
+end
+for i = 4, #KEYS do redis.call('DEL', KEYS[i]) end
+return 'recorded'

@@ -1,0 +1,44 @@
+-- Store the outcome of one operation of a model and advance the model past it.
+-- KEYS: 1 model  2 log (stream)  3 future  4 body  5 ready_models (set)  6 wake (list)
+--       7 failed (set of seq_ids)  8 usage (hash)
+-- ARGV: 1 worker_id  2 epoch  3 seq_id  4 state  5 result  6 error_message  7 error_category
+--       8 future_ttl_ms  9 keep_body (1 or 0)  10 settled channel  11 request_id  12 model_id
+--       13 usage field  14 usage tokens
+-- Returns: "settled", "already", "fenced" or "out_of_order".
+-- Atomic because the result, the applied seq_id and the metered usage must agree whatever dies;
+-- the epoch check keeps a worker that was declared dead from settling anything.
+local held = redis.call('HMGET', KEYS[1], 'worker_id', 'epoch', 'applied_seq_id', 'logged_seq_id')
+if held[1] ~= ARGV[1] or held[2] ~= ARGV[2] then
+  return 'fenced'
+end
+if redis.call('HGET', KEYS[3], 'state') ~= 'pending' then
+  return 'already'
+end
+local applied, logged = tonumber(held[3]), tonumber(held[4])
+local seq = tonumber(ARGV[3])
+if applied + 1 ~= seq then
+  return 'out_of_order'
+end
+redis.call('HSET', KEYS[3], 'state', ARGV[4])
+if ARGV[4] == 'done' then
+  redis.call('HSET', KEYS[3], 'result', ARGV[5])
+  redis.call('HINCRBY', KEYS[8], ARGV[13], ARGV[14])
+else
+  redis.call('HSET', KEYS[3], 'error_message', ARGV[6], 'error_category', ARGV[7])
+  redis.call('SADD', KEYS[7], seq)
+end
+redis.call('PEXPIRE', KEYS[3], ARGV[8])
+if ARGV[9] == '0' then redis.call('DEL', KEYS[4]) end
+applied = seq
+while applied < logged do
+  local id = (applied + 1) .. '-1'
+  local row = redis.call('XRANGE', KEYS[2], id, id)
+  if not cjson.decode(row[1][2][2]).is_refused then break end
+  applied = applied + 1
+end
+redis.call('HSET', KEYS[1], 'applied_seq_id', applied, 'partial_seq_id', -1)
+if applied >= logged then
+  redis.call('SREM', KEYS[5], ARGV[12])
+end
+redis.call('PUBLISH', ARGV[10], ARGV[11])
+return 'settled'

@@ -1,0 +1,31 @@
+-- Store the outcome of one sample.
+-- KEYS: 1 future  2 body  3 worker_samples (hash)  4 completions (zset)  5 usage (hash)
+-- ARGV: 1 worker_id  2 state  3 result  4 error_message  5 error_category  6 future_ttl_ms
+--       7 settled channel  8 request_id  9 prefilled tokens  10 sampled tokens
+-- Returns: "settled", "already" or "fenced".
+-- Atomic because the owner check must hold at the moment the result is stored: a worker that was
+-- declared dead has lost its samples to another.
+local held = redis.call('HMGET', KEYS[1], 'owner', 'state')
+if held[2] and held[2] ~= 'pending' then
+  redis.call('HDEL', KEYS[3], ARGV[8])
+  return 'already'
+end
+if held[1] ~= ARGV[1] then
+  return 'fenced'
+end
+redis.call('HSET', KEYS[1], 'state', ARGV[2])
+if ARGV[2] == 'done' then
+  redis.call('HSET', KEYS[1], 'result', ARGV[3])
+  redis.call('HINCRBY', KEYS[5], 'prefilled_tokens', ARGV[9])
+  redis.call('HINCRBY', KEYS[5], 'sampled_tokens', ARGV[10])
+else
+  redis.call('HSET', KEYS[1], 'error_message', ARGV[4], 'error_category', ARGV[5])
+end
+redis.call('PEXPIRE', KEYS[1], ARGV[6])
+redis.call('DEL', KEYS[2])
+redis.call('HDEL', KEYS[3], ARGV[8])
+local last = redis.call('ZRANGE', KEYS[4], -1, -1, 'WITHSCORES')
+redis.call('ZADD', KEYS[4], (tonumber(last[2]) or 0) + 1, ARGV[8])
+redis.call('PEXPIRE', KEYS[4], ARGV[6])
+redis.call('PUBLISH', ARGV[7], ARGV[8])
+return 'settled'

@@ -1,0 +1,61 @@
+-- Record one numbered operation of a model: its future, its body, its place in the command log.
+-- KEYS: 1 future  2 body  3 model  4 log (stream)  5 held (hash)  6 ready_models (set)
+--       7 wake (list)  8 models_of_tenant (zset)  9 models_of_session (zset)
+-- ARGV: 1 digest  2 seq_id  3 entry (JSON of the log)  4 body  5 now_ms  6 model_id
+--       7 new_model (JSON object of fields, or "")  8 future fields (JSON object)
+--       9 future_ttl_ms  10 settled channel  11 request_id
+-- Returns: "accepted", "duplicate", "conflict" or "expired".
+-- Atomic because a future without its log entry would never end, and an entry recorded twice
+-- would be applied twice.
+local known = redis.call('HGET', KEYS[1], 'digest')
+if known then
+  return known == ARGV[1] and 'duplicate' or 'conflict'
+end
+local seq = tonumber(ARGV[2])
+if ARGV[7] ~= '' and redis.call('EXISTS', KEYS[3]) == 0 then
+  for name, value in pairs(cjson.decode(ARGV[7])) do
+    redis.call('HSET', KEYS[3], name, value)
+  end
+  redis.call('ZADD', KEYS[8], ARGV[5], ARGV[6])
+  redis.call('ZADD', KEYS[9], ARGV[5], ARGV[6])
+end
+local logged = tonumber(redis.call('HGET', KEYS[3], 'logged_seq_id'))
+if seq <= logged then
+  return 'expired'
+end
+local future = cjson.decode(ARGV[8])
+for name, value in pairs(future) do
+  redis.call('HSET', KEYS[1], name, value)
+end
+redis.call('HSET', KEYS[1], 'digest', ARGV[1])
+redis.call('HSET', KEYS[3], 'last_request_at_ms', ARGV[5])
+if future.state == 'pending' then
+  redis.call('SET', KEYS[2], ARGV[4])
+else
+  redis.call('PEXPIRE', KEYS[1], ARGV[9])
+  redis.call('PUBLISH', ARGV[10], ARGV[11])
+end
+-- Chunks of one call arrive in any order: hold what is early, log the gap-free run.
+redis.call('HSET', KEYS[5], seq, ARGV[3])
+while true do
+  local entry = redis.call('HGET', KEYS[5], logged + 1)
+  if not entry then break end
+  logged = logged + 1
+  -- A stream id may not be 0-0, so the sequence number is the first half and 1 the second.
+  redis.call('XADD', KEYS[4], logged .. '-1', 'entry', entry)
+  redis.call('HDEL', KEYS[5], logged)
+end
+local applied = tonumber(redis.call('HGET', KEYS[3], 'applied_seq_id'))
+-- An operation that was refused at submission has nothing to run: step over it.
+while applied < logged do
+  local id = (applied + 1) .. '-1'
+  local row = redis.call('XRANGE', KEYS[4], id, id)
+  if not cjson.decode(row[1][2][2]).is_refused then break end
+  applied = applied + 1
+end
+redis.call('HSET', KEYS[3], 'logged_seq_id', logged, 'applied_seq_id', applied)
+if logged > applied then
+  redis.call('SADD', KEYS[6], ARGV[6])
+  if redis.call('LLEN', KEYS[7]) == 0 then redis.call('LPUSH', KEYS[7], 1) end
+end
+return 'accepted'

@@ -1,0 +1,29 @@
+-- Record one sample: its future, its body, its place in the tenant's queue.
+-- KEYS: 1 future  2 body  3 sample_queue (list)  4 sample_tenants (set)  5 wake (list)
+--       6 completions (zset)
+-- ARGV: 1 digest  2 entry (JSON)  3 body  4 tenant_id  5 future fields (JSON object)
+--       6 future_ttl_ms  7 settled channel  8 request_id
+-- Returns: "accepted", "duplicate" or "conflict".
+-- Atomic because a future that is in no queue would never end.
+local known = redis.call('HGET', KEYS[1], 'digest')
+if known then
+  return known == ARGV[1] and 'duplicate' or 'conflict'
+end
+local future = cjson.decode(ARGV[5])
+for name, value in pairs(future) do
+  redis.call('HSET', KEYS[1], name, value)
+end
+redis.call('HSET', KEYS[1], 'digest', ARGV[1])
+if future.state == 'pending' then
+  redis.call('SET', KEYS[2], ARGV[3])
+  redis.call('RPUSH', KEYS[3], ARGV[2])
+  redis.call('SADD', KEYS[4], ARGV[4])
+  if redis.call('LLEN', KEYS[5]) == 0 then redis.call('LPUSH', KEYS[5], 1) end
+else
+  redis.call('PEXPIRE', KEYS[1], ARGV[6])
+  local last = redis.call('ZRANGE', KEYS[6], -1, -1, 'WITHSCORES')
+  redis.call('ZADD', KEYS[6], (tonumber(last[2]) or 0) + 1, ARGV[8])
+  redis.call('PEXPIRE', KEYS[6], ARGV[6])
+  redis.call('PUBLISH', ARGV[7], ARGV[8])
+end
+return 'accepted'

@@ -1,0 +1,135 @@
+"""Workers: registered, leased, given cycles; and the base models they serve."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from cyclora_core import codec
+from cyclora_core.records import WorkerStatus
+from cyclora_core.store.connection import Connection, as_dict
+from cyclora_core.types import BaseModelInfo, Cycle
+from cyclora_core.waiting import WorkerStats
+
+
+class BaseModels:
+    """What the workers said about the base models they serve."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._redis = connection.client
+        self._keys = connection.keys
+
+    async def get(self, name: str) -> BaseModelInfo | None:
+        data = await self._redis.hget(self._keys.base_models(), name)
+        return codec.load(BaseModelInfo, data) if data else None
+
+    async def list(self) -> list[BaseModelInfo]:
+        rows = await self._redis.hvals(self._keys.base_models())
+        return sorted((codec.load(BaseModelInfo, row) for row in rows), key=lambda m: m.name)
+
+
+class Workers:
+    """The worker's side of the clock: register, stay alive, claim, release."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._redis = connection.client
+        self._keys = connection.keys
+        self._clock = connection.clock
+
+    async def register(
+        self,
+        worker_id: str,
+        worker_name: str,
+        info: BaseModelInfo,
+        lease_s: float,
+        stats: WorkerStats,
+    ) -> None:
+        """Make a worker known; an earlier process of the same name loses its lease at once."""
+        keys = self._keys
+        earlier = await self._connection.run(
+            "register_worker",
+            [
+                keys.worker(worker_id),
+                keys.workers(),
+                keys.worker_names(),
+                keys.worker_lease(worker_id),
+                keys.base_models(),
+                keys.wake(),
+            ],
+            [
+                worker_id,
+                worker_name,
+                round(lease_s * 1000),
+                info.name,
+                codec.dump(info),
+                self._clock.now_ms(),
+                codec.dump(stats),
+            ],
+        )
+        if earlier:
+            await self._redis.delete(keys.worker_lease(earlier.decode()))
+
+    async def renew(self, worker_id: str, lease_s: float) -> bool:
+        """Renew the lease; false when the worker was declared dead and must start anew."""
+        reply = await self._connection.run(
+            "renew",
+            [self._keys.worker(worker_id), self._keys.worker_lease(worker_id)],
+            [round(lease_s * 1000)],
+        )
+        return reply == b"alive"
+
+    async def claim(self, worker_id: str, last_cycle_id: int, wait_s: float) -> Cycle | None:
+        """The worker's next cycle, waiting for it up to ``wait_s`` (0 looks once).
+
+        The inbox only wakes the worker; the cycle itself stays in its record until released, so
+        an answer lost with the connection loses no cycle.
+        """
+        cycle = await self._assigned(worker_id, last_cycle_id)
+        if cycle is None and wait_s > 0:
+            await self._redis.blpop([self._keys.worker_inbox(worker_id)], timeout=wait_s)
+            cycle = await self._assigned(worker_id, last_cycle_id)
+        return cycle
+
+    async def _assigned(self, worker_id: str, last_cycle_id: int) -> Cycle | None:
+        cycle_id, data = await self._redis.hmget(
+            self._keys.worker(worker_id), ("cycle_id", "cycle")
+        )
+        if not cycle_id or int(cycle_id) <= last_cycle_id:
+            return None
+        return Cycle.from_json({**json.loads(data), "cycle_id": int(cycle_id)})
+
+    async def release(self, worker_id: str, cycle_id: int, stats: WorkerStats) -> None:
+        """Say that the worker is free for its next cycle."""
+        await self._connection.run(
+            "release",
+            [self._keys.worker(worker_id), self._keys.wake()],
+            [cycle_id, codec.dump(stats)],
+        )
+
+    async def report(self, worker_id: str, stats: WorkerStats) -> None:
+        """Say that room for samples changed, so that waiting ones are looked at again."""
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hset(self._keys.worker(worker_id), "stats", codec.dump(stats))
+            pipe.lpush(self._keys.wake(), 1)
+            pipe.ltrim(self._keys.wake(), 0, 0)
+            await pipe.execute()
+
+    async def list(self) -> list[WorkerStatus]:
+        ids = sorted(row.decode() for row in await self._redis.smembers(self._keys.workers()))
+        found = [await self._status(worker_id) for worker_id in ids]
+        return [status for status in found if status is not None]
+
+    async def _status(self, worker_id: str) -> WorkerStatus | None:
+        fields = as_dict(await self._redis.hgetall(self._keys.worker(worker_id)))
+        if not fields:
+            return None
+        stats: dict[str, Any] = json.loads(fields["stats"])
+        return WorkerStatus(
+            worker_id=worker_id,
+            base_model=fields["base_model"],
+            registered_at_ms=int(fields["registered_at_ms"]),
+            is_alive=bool(await self._redis.exists(self._keys.worker_lease(worker_id))),
+            cycle_id=int(fields["cycle_id"]) if fields["cycle_id"] else None,
+            info={"name": fields["name"], **stats},
+        )

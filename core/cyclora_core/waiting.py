@@ -1,0 +1,76 @@
+"""What the scheduler looks at when it plans: work that waits, and the workers.
+
+Plain values without I/O, so that planning can be tested and simulated without a store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cyclora_core.types import PendingOperation, PlannedModel
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStats:
+    """What a worker measured, as input to planning."""
+
+    tokens_per_s: float = 0.0
+    """Trained tokens per second over recent cycles; 0 before the first."""
+    free_sample_tokens: int = 0
+    """Tokens of KV memory that new samples may still take."""
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingModel:
+    """A model with unsettled operations, in seq_id order from its next one."""
+
+    model_id: str
+    tenant_id: str
+    worker_id: str | None
+    epoch: int
+    partial_seq_id: int
+    """The pass of which ``worker_id`` ran a first part; -1 when there is none."""
+    partial_stop: int
+    """Number of data that part covered."""
+    operations: Sequence[PendingOperation]
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingSample:
+    """A sample in its tenant's queue, with the queue entry it is taken out by."""
+
+    operation: PendingOperation
+    entry: str
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """All that waits for one base model."""
+
+    models: Sequence[WaitingModel]
+    samples: Sequence[WaitingSample]
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.models and not self.samples
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """A worker as the scheduler sees it."""
+
+    worker_id: str
+    base_model: str
+    is_alive: bool
+    is_free: bool
+    stats: WorkerStats
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """A planned model and what must still be true of it when the cycle is dispatched."""
+
+    planned: PlannedModel
+    expected_worker_id: str | None
+    expected_epoch: int

@@ -1,0 +1,145 @@
+"""The clock: gather what waits, plan one cycle per free worker, dispatch it."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+import structlog
+from cyclora_core.clock import Clock
+from cyclora_core.store import Store
+from cyclora_core.types import Cycle
+from cyclora_core.waiting import Waiting, WorkerState
+
+from cyclora_scheduler.planner import Budget, Credits, Plan, plan_cycle
+from cyclora_scheduler.settings import SchedulerSettings
+
+_MAX_OPERATIONS_PER_MODEL = 256
+_MAX_SAMPLES_PER_TENANT = 256
+
+_log = structlog.get_logger()
+
+
+class Scheduler:
+    """Decides what runs in each clock cycle; holds nothing that it could not lose."""
+
+    def __init__(
+        self,
+        store: Store,
+        settings: SchedulerSettings,
+        clock: Clock,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._store = store
+        self._settings = settings
+        self._clock = clock
+        self._pause = pause
+        self._token = uuid.uuid4().hex
+        self._credits: dict[str, Credits] = {}
+        self._weights: Mapping[str, float] = {}
+        self._is_leading = False
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Run until ``stopping`` is set; a cycle starts as soon as a worker and work are there."""
+        while not stopping.is_set():
+            if not await self.tick():
+                await self._store.cycles.wait_for_work(self._settings.idle_wait_s)
+
+    async def run_until_idle(self) -> int:
+        """Dispatch until nothing more can be; returns the number of cycles (for tests)."""
+        num_cycles = 0
+        while num_dispatched := await self.tick():
+            num_cycles += num_dispatched
+        return num_cycles
+
+    async def tick(self) -> int:
+        """Look once at every worker; returns the number of cycles dispatched."""
+        leads = await self._store.cycles.lead(self._token, self._settings.leader_lease_s)
+        if leads != self._is_leading:
+            self._is_leading = leads
+            _log.info("leadership changed", is_leading=leads)
+        if not leads:
+            return 0
+        workers = await self._store.cycles.workers()
+        for worker in workers:
+            if not worker.is_alive:
+                await self._bury(worker)
+        alive = [worker for worker in workers if worker.is_alive]
+        num_dispatched = 0
+        for worker in alive:
+            if worker.is_free:
+                num_dispatched += await self._dispatch_to(worker, alive)
+        return num_dispatched
+
+    async def _bury(self, worker: WorkerState) -> None:
+        if await self._store.cycles.bury(self._token, worker.worker_id, worker.base_model):
+            _log.warning("worker declared dead", worker_id=worker.worker_id)
+
+    async def _dispatch_to(self, worker: WorkerState, alive: Sequence[WorkerState]) -> int:
+        started_s = self._clock.mono_s()
+        waiting = await self._gather(worker)
+        if waiting.is_empty:
+            return 0
+        budget = cycle_budget(worker, self._settings)
+        wait_s = coalesce_s(waiting, budget, self._clock.now_ms(), self._settings.coalesce_ms)
+        if wait_s > 0:
+            await self._pause(wait_s)
+            waiting = await self._gather(worker)
+        alive_ids = frozenset(each.worker_id for each in alive)
+        credits = self._credits.get(worker.base_model, Credits({}, {}))
+        plan = plan_cycle(waiting, worker.worker_id, alive_ids, budget, credits, self._weights)
+        if plan.is_empty:
+            return 0
+        return await self._dispatch(worker, plan, started_s)
+
+    async def _gather(self, worker: WorkerState) -> Waiting:
+        return await self._store.cycles.gather(
+            worker.base_model, _MAX_OPERATIONS_PER_MODEL, _MAX_SAMPLES_PER_TENANT
+        )
+
+    async def _dispatch(self, worker: WorkerState, plan: Plan, started_s: float) -> int:
+        models = [assignment.planned for assignment in plan.assignments]
+        cycle = Cycle(0, worker.base_model, worker.worker_id, models, plan.planned_samples)
+        outcome = await self._store.cycles.dispatch(
+            self._token, cycle, plan.assignments, plan.samples
+        )
+        if not isinstance(outcome, int):
+            _log.info("cycle not dispatched", worker_id=worker.worker_id, reason=outcome)
+            return 0
+        self._credits[worker.base_model] = plan.credits
+        tenants = {m.tenant_id for m in models} | {s.operation.tenant_id for s in plan.samples}
+        _log.info(
+            "cycle planned",
+            cycle_id=outcome,
+            base_model=worker.base_model,
+            worker_id=worker.worker_id,
+            num_tenants=len(tenants),
+            num_models=len(models),
+            num_operations=sum(len(model.operations) for model in models),
+            num_tokens=plan.num_tokens,
+            num_samples=len(plan.samples),
+            plan_s=round(self._clock.mono_s() - started_s, 6),
+        )
+        return 1
+
+
+def cycle_budget(worker: WorkerState, settings: SchedulerSettings) -> Budget:
+    """Tokens that keep a cycle near its target length at the speed the worker measured."""
+    wanted = round(worker.stats.tokens_per_s * settings.target_cycle_s)
+    tokens = min(max(wanted, settings.min_cycle_tokens), settings.max_cycle_tokens)
+    return Budget(tokens, worker.stats.free_sample_tokens)
+
+
+def coalesce_s(waiting: Waiting, budget: Budget, now_ms: int, coalesce_ms: float) -> float:
+    """Seconds to wait for company.
+
+    None once anything has waited for the whole window, or when half a cycle is waiting already.
+    """
+    operations = [o for model in waiting.models for o in model.operations]
+    if 2 * sum(o.num_tokens for o in operations) >= budget.max_pass_tokens:
+        return 0.0
+    submitted = [o.submitted_at_ms for o in operations]
+    submitted += [sample.operation.submitted_at_ms for sample in waiting.samples]
+    waited_ms = now_ms - min(submitted)
+    return max(0.0, min(coalesce_ms, coalesce_ms - waited_ms)) / 1000

@@ -1,0 +1,210 @@
+"""What runs in one clock cycle of one worker (pure: no I/O, no clock, no settings object).
+
+A cycle holds, of each model, the longest head of its command log of the form::
+
+    steps* passes* steps*
+
+where passes are forward and forward_backward and steps everything else. The passes of all models
+run packed together; steps before them run first, steps after them last. So a forward_backward and
+the optim_step behind it share a cycle, and the next forward_backward waits for the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from cyclora_core.blocks import split_into_blocks
+from cyclora_core.types import (
+    DatumRange,
+    PendingOperation,
+    PlannedModel,
+    PlannedOperation,
+    PlannedSample,
+)
+from cyclora_core.waiting import Assignment, Waiting, WaitingModel, WaitingSample
+
+from cyclora_scheduler.fairness import take_fairly
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What one cycle may hold, in tokens."""
+
+    max_pass_tokens: int
+    max_sample_tokens: int
+    """Room for new samples: prompt and the most they may generate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Credits:
+    """What tenants carry from cycle to cycle, for passes and for samples apart."""
+
+    passes: Mapping[str, float]
+    samples: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The planner's output for one cycle."""
+
+    assignments: Sequence[Assignment]
+    samples: Sequence[WaitingSample]
+    credits: Credits
+    num_tokens: int
+    """Tokens through passes; samples not counted."""
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.assignments and not self.samples
+
+    @property
+    def planned_samples(self) -> list[PlannedSample]:
+        return [
+            PlannedSample(each.request_id, each.tenant_id, each.owner_id, each.seq_id)
+            for each in (sample.operation for sample in self.samples)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """One block of one pass: the smallest thing a cycle can take."""
+
+    run: _Run
+    operation: PendingOperation
+    stop: int
+    cost: int
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    """The head of one model's log that a cycle could hold."""
+
+    model: WaitingModel
+    before: Sequence[PendingOperation]
+    passes: Sequence[PendingOperation]
+    after: Sequence[PendingOperation]
+    first_start: int
+    """Data of the first pass that earlier cycles ran."""
+
+
+def plan_cycle(
+    waiting: Waiting,
+    worker_id: str,
+    alive_worker_ids: frozenset[str],
+    budget: Budget,
+    credits: Credits,
+    weights: Mapping[str, float],
+) -> Plan:
+    """Choose what a free worker does next.
+
+    A model whose worker is alive stays with it; one without a living worker goes to this one,
+    with the next epoch.
+    """
+    runs = [
+        _head(model, worker_id)
+        for model in waiting.models
+        if model.worker_id in (None, worker_id) or model.worker_id not in alive_worker_ids
+    ]
+    # Oldest work first within a tenant; the name breaks ties so that a plan is reproducible.
+    runs.sort(key=lambda r: (r.model.operations[0].submitted_at_ms, r.model.model_id))
+    units: dict[str, list[_Unit]] = {}
+    for run in runs:
+        units.setdefault(run.model.tenant_id, []).extend(_units(run))
+    shares = take_fairly(
+        {tenant: [unit.cost for unit in queue] for tenant, queue in units.items()},
+        budget.max_pass_tokens,
+        credits.passes,
+        weights,
+    )
+    taken = [u for tenant, queue in units.items() for u in queue[: shares.num_taken[tenant]]]
+    stops = {unit.operation.request_id: unit.stop for unit in taken}
+    assignments = [
+        assignment for run in runs if (assignment := _assignment(run, stops, worker_id)) is not None
+    ]
+    samples, sample_credits = _take_samples(waiting.samples, budget, credits, weights)
+    return Plan(
+        assignments,
+        samples,
+        Credits(shares.credits, sample_credits),
+        sum(unit.cost for unit in taken),
+    )
+
+
+def _head(model: WaitingModel, worker_id: str) -> _Run:
+    operations = model.operations
+    first_pass = next((i for i, o in enumerate(operations) if o.kind.is_pass), len(operations))
+    end_pass = next(
+        (i for i, o in enumerate(operations) if i > first_pass and not o.kind.is_pass),
+        len(operations),
+    )
+    end = next(
+        (i for i, o in enumerate(operations) if i > end_pass and o.kind.is_pass), len(operations)
+    )
+    passes = operations[first_pass:end_pass]
+    # The part of a pass that a dead worker ran died with it.
+    has_part = bool(passes) and (
+        model.worker_id == worker_id and passes[0].seq_id == model.partial_seq_id
+    )
+    first_start = model.partial_stop if has_part else 0
+    return _Run(model, operations[:first_pass], passes, operations[end_pass:end], first_start)
+
+
+def _units(run: _Run) -> Iterator[_Unit]:
+    for index, operation in enumerate(run.passes):
+        start = run.first_start if index == 0 else 0
+        sizes = operation.datum_tokens
+        for block in split_into_blocks(sizes):
+            if block.stop > start:
+                yield _Unit(run, operation, block.stop, sum(sizes[block.start : block.stop]))
+
+
+def _assignment(run: _Run, stops: Mapping[str, int], worker_id: str) -> Assignment | None:
+    model = run.model
+    planned = [_whole(operation) for operation in run.before]
+    is_complete = True
+    for index, operation in enumerate(run.passes):
+        start = run.first_start if index == 0 else 0
+        stop = stops.get(operation.request_id, 0)
+        if stop > start:
+            num_data = len(operation.datum_tokens)
+            part = None if (start, stop) == (0, num_data) else DatumRange(start, stop)
+            planned.append(
+                PlannedOperation(operation.request_id, operation.kind, operation.seq_id, part)
+            )
+        if stop < len(operation.datum_tokens):
+            is_complete = False
+            break
+    if is_complete:
+        planned += [_whole(operation) for operation in run.after]
+    if not planned:
+        return None
+    epoch = model.epoch if model.worker_id == worker_id else model.epoch + 1
+    return Assignment(
+        PlannedModel(model.model_id, model.tenant_id, epoch, planned), model.worker_id, model.epoch
+    )
+
+
+def _whole(operation: PendingOperation) -> PlannedOperation:
+    return PlannedOperation(operation.request_id, operation.kind, operation.seq_id)
+
+
+def _take_samples(
+    waiting: Sequence[WaitingSample],
+    budget: Budget,
+    credits: Credits,
+    weights: Mapping[str, float],
+) -> tuple[list[WaitingSample], Mapping[str, float]]:
+    queues: dict[str, list[WaitingSample]] = {}
+    for sample in waiting:
+        queues.setdefault(sample.operation.tenant_id, []).append(sample)
+    if not queues or budget.max_sample_tokens <= 0:
+        return [], credits.samples
+    shares = take_fairly(
+        {tenant: [s.operation.num_tokens for s in queue] for tenant, queue in queues.items()},
+        budget.max_sample_tokens,
+        credits.samples,
+        weights,
+    )
+    chosen = [s for tenant, queue in queues.items() for s in queue[: shares.num_taken[tenant]]]
+    return chosen, shares.credits

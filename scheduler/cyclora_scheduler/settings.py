@@ -1,0 +1,60 @@
+"""Settings of the scheduler process; read from the environment in ``__main__`` only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class SchedulerSettings(BaseSettings):
+    """Prefix ``CYCLORA_``."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="CYCLORA_", extra="forbid", use_attribute_docstrings=True
+    )
+
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    """Where the store is: ``redis://host:port/db`` or ``unix:///path/to/socket``."""
+
+    key_prefix: str = "cyclora"
+    """Prefix of every Redis key; deployments that share a Redis need different ones."""
+
+    coalesce_ms: float = Field(default=4.0, ge=0.0, le=100.0)
+    """Milliseconds to wait for company when little is waiting.
+
+    0 starts at once and may part an optim_step from the forward_backward just before it; much
+    more than a few is felt as latency by a lone client.
+    """
+
+    target_cycle_s: float = Field(default=2.0, gt=0.0, le=60.0)
+    """Seconds of passes one cycle should take at the measured speed.
+
+    Longer lets a large operation hold up small ones; much shorter spends more on overhead.
+    """
+
+    min_cycle_tokens: int = Field(default=2048, ge=1)
+    """Least token budget of a cycle, however slow the worker; also used before the first
+    measurement."""
+
+    max_cycle_tokens: int = Field(default=262_144, ge=1)
+    """Greatest token budget of a cycle, however fast the worker."""
+
+    leader_lease_s: float = Field(default=5.0, gt=0.0)
+    """Seconds after which a standby scheduler takes over from a silent leader.
+
+    Shorter takes over faster; shorter than a pause of the process makes two take turns.
+    """
+
+    idle_wait_s: float = Field(default=0.5, gt=0.0, le=2.0)
+    """Longest wait between two looks at the workers' leases when nothing else happens."""
+
+    ready_file: Path | None = None
+    """File to write once running, for a supervisor that waits for it."""
+
+    log_level: str = "INFO"
+    """DEBUG, INFO, WARNING or ERROR."""
+
+    log_json: bool = True
+    """JSON lines; false prints for a terminal."""

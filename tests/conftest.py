@@ -1,0 +1,57 @@
+"""Fixtures that many folders share: a real Valkey, and a store of one's own in it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from cyclora_client.up.errors import UpError
+from cyclora_client.up.valkey import find_binary
+from cyclora_core.clock import ManualClock
+from cyclora_core.store import Store
+
+_START_TIMEOUT_S = 20.0
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """A Valkey of this test session; without a binary a skip on a laptop, a failure in CI."""
+    try:
+        binary = find_binary()
+    except UpError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+    # A short path of its own: unix socket paths are limited to about 107 bytes.
+    folder = Path(tempfile.mkdtemp(prefix="cyc-"))
+    socket_path = folder / "valkey.sock"
+    arguments = ["--port", "0", "--unixsocket", str(socket_path), "--save", "", "--dir", folder]
+    with subprocess.Popen([binary, *arguments], stdout=subprocess.DEVNULL) as process:
+        url = f"unix://{socket_path}"
+        with redis.Redis.from_url(
+            url, retry=redis.retry.Retry(redis.backoff.ConstantBackoff(0.05), 400)
+        ) as client:
+            client.ping()
+        yield url
+        process.terminate()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+async def store(redis_url: str, clock: ManualClock) -> AsyncIterator[Store]:
+    """A store with a key prefix of its own, so that tests cannot see one another."""
+    opened = await Store.open(redis_url, f"test-{uuid.uuid4().hex[:12]}", clock)
+    yield opened
+    await opened.close()

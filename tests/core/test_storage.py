@@ -1,0 +1,70 @@
+"""Paths in storage come from checked names only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from cyclora_core.errors import NotFound
+from cyclora_core.ids import CheckpointKind, CheckpointPath
+from cyclora_core.storage import Storage, is_base_model_name
+
+MODEL = "11111111-2222-3333-4444-555555555555:train:0"
+
+
+def test_tokenizer_files_are_copied_and_read_by_name(tmp_path: Path) -> None:
+    source = tmp_path / "model"
+    source.mkdir()
+    (source / "tokenizer.json").write_text("{}")
+    (source / "model.safetensors").write_text("large")
+    storage = Storage(tmp_path / "storage")
+
+    assert storage.put_tokenizer("org/name", source) == ["tokenizer.json"]
+    assert storage.tokenizer_file("org/name", "tokenizer.json") == b"{}"
+
+
+@pytest.mark.parametrize(
+    ("base_model", "name"),
+    [
+        ("org/name", "missing.json"),
+        ("org/name", "../tokenizer.json"),
+        ("org/name", ".hidden"),
+        ("../org", "tokenizer.json"),
+        ("org/..", "tokenizer.json"),
+        ("/etc", "passwd"),
+    ],
+)
+def test_no_other_file_can_be_read(tmp_path: Path, base_model: str, name: str) -> None:
+    with pytest.raises(NotFound):
+        Storage(tmp_path).tokenizer_file(base_model, name)
+
+
+def test_old_snapshots_are_deleted_and_the_new_one_kept(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    for seq_id in (1, 5, 9):
+        storage.snapshot_dir(MODEL, seq_id).mkdir(parents=True)
+
+    storage.delete_snapshots_except(MODEL, 9)
+
+    folder = storage.snapshot_dir(MODEL, 9)
+    assert [child.name for child in folder.parent.iterdir()] == ["9"]
+
+
+def test_deleting_a_checkpoint_removes_its_folder_only(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    kept = CheckpointPath(MODEL, CheckpointKind.TRAINING, "kept")
+    gone = CheckpointPath(MODEL, CheckpointKind.TRAINING, "gone")
+    for path in (kept, gone):
+        storage.checkpoint_dir(path).mkdir(parents=True)
+
+    storage.delete_checkpoint(gone)
+    storage.delete_checkpoint(gone)
+
+    assert storage.checkpoint_dir(kept).is_dir()
+    assert not storage.checkpoint_dir(gone).exists()
+
+
+def test_base_model_names_look_like_hugging_face_ids() -> None:
+    assert is_base_model_name("Qwen/Qwen3-0.6B")
+    assert not is_base_model_name("a//b")
+    assert not is_base_model_name("a/../b")

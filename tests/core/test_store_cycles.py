@@ -1,0 +1,196 @@
+"""Leading, dispatching, claiming and burying, against a real Valkey."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+from core.builders import BASE_MODEL, add_worker, sample, submission, submit
+from core.test_store_operations import CREATE, PASS, assign, gathered
+from cyclora_core import ids
+from cyclora_core.errors import FencedOut
+from cyclora_core.records import FutureState
+from cyclora_core.store import Store
+from cyclora_core.store.cycles import DispatchOutcome
+from cyclora_core.store.operations import Outcome, SettleOutcome
+from cyclora_core.types import Cycle, PlannedSample
+from cyclora_core.waiting import WaitingSample, WorkerStats
+
+
+def sample_cycle(samples: Sequence[WaitingSample], worker_id: str = "worker-1") -> Cycle:
+    planned = [
+        PlannedSample(o.request_id, o.tenant_id, o.owner_id, o.seq_id)
+        for o in (each.operation for each in samples)
+    ]
+    return Cycle(0, BASE_MODEL, worker_id, [], planned)
+
+
+async def dispatch_samples(
+    store: Store, worker_id: str = "worker-1", token: str = "t"
+) -> int | DispatchOutcome:
+    await store.cycles.lead(token, 30)
+    waiting = await gathered(store)
+    cycle = sample_cycle(waiting.samples, worker_id)
+    return await store.cycles.dispatch(token, cycle, [], waiting.samples)
+
+
+async def settle_sample(store: Store, worker_id: str, seq_id: int = 1) -> SettleOutcome:
+    owner = sample(seq_id).owner_id
+    return await store.operations.settle_sample(
+        worker_id=worker_id,
+        tenant_id="tenant-a",
+        sampling_session_id=owner,
+        seq_id=seq_id,
+        request_id=ids.request_id(owner, seq_id),
+        outcome=Outcome(b"tokens", num_tokens=3),
+        num_prefilled_tokens=4,
+    )
+
+
+async def test_only_one_scheduler_leads_until_its_lease_ends(store: Store) -> None:
+    assert await store.cycles.lead("first", 0.05)
+    assert not await store.cycles.lead("second", 30)
+
+    async with asyncio.timeout(5):
+        while not await store.cycles.lead("second", 30):
+            pass
+
+    assert not await store.cycles.lead("first", 30)
+
+
+async def test_a_scheduler_that_does_not_lead_dispatches_nothing(store: Store) -> None:
+    await add_worker(store)
+    await submit(store, sample(1))
+    await store.cycles.lead("leader", 30)
+
+    assert await dispatch_samples(store, token="other") is DispatchOutcome.NOT_LEADER
+    assert len((await gathered(store)).samples) == 1
+
+
+async def test_a_busy_worker_gets_no_second_cycle(store: Store) -> None:
+    await add_worker(store)
+    await submit(store, sample(1))
+    assert await dispatch_samples(store) == 1
+    await submit(store, sample(2))
+
+    assert await dispatch_samples(store) is DispatchOutcome.BUSY
+    await store.workers.release("worker-1", 1, WorkerStats())
+    assert await dispatch_samples(store) == 2
+
+
+async def test_releasing_an_old_cycle_again_does_not_free_the_worker(store: Store) -> None:
+    await add_worker(store)
+    await submit(store, sample(1))
+    await dispatch_samples(store)
+    await store.workers.release("worker-1", 1, WorkerStats())
+    await submit(store, sample(2))
+    await dispatch_samples(store)
+
+    await store.workers.release("worker-1", 1, WorkerStats())
+
+    assert [worker.is_free for worker in await store.cycles.workers()] == [False]
+
+
+async def test_a_claimed_cycle_is_found_again_until_it_is_released(store: Store) -> None:
+    await add_worker(store)
+    await submit(store, sample(1))
+    await dispatch_samples(store)
+
+    claims = [await store.workers.claim("worker-1", 0, 0) for _ in range(2)]
+
+    assert [claim.cycle_id if claim else None for claim in claims] == [1, 1]
+    assert await store.workers.claim("worker-1", 1, 0) is None
+
+
+async def test_claiming_waits_until_a_cycle_is_dispatched(store: Store) -> None:
+    await add_worker(store)
+    claiming = asyncio.create_task(store.workers.claim("worker-1", 0, 20))
+    await submit(store, sample(1))
+    await dispatch_samples(store)
+
+    cycle = await asyncio.wait_for(claiming, 5)
+
+    assert cycle is not None
+    assert [each.seq_id for each in cycle.samples] == [1]
+
+
+async def test_a_dead_worker_loses_its_samples_to_the_head_of_the_queue(store: Store) -> None:
+    await add_worker(store)
+    await submit(store, sample(1), sample(2))
+    await dispatch_samples(store)
+    await submit(store, sample(3))
+    await add_worker(store, "worker-2", "worker")  # the same name: the first one is dead
+
+    assert await store.cycles.bury("t", "worker-1", BASE_MODEL)
+
+    seq_ids = [s.operation.seq_id for s in (await gathered(store)).samples]
+    assert seq_ids == [1, 2, 3]
+    await dispatch_samples(store, "worker-2")
+    with pytest.raises(FencedOut):
+        await settle_sample(store, "worker-1")
+    assert await settle_sample(store, "worker-2") is SettleOutcome.SETTLED
+
+
+async def test_a_worker_that_is_alive_is_not_buried(store: Store) -> None:
+    await add_worker(store)
+    await store.cycles.lead("t", 30)
+
+    assert not await store.cycles.bury("t", "worker-1", BASE_MODEL)
+    assert await store.workers.renew("worker-1", 30)
+
+
+async def test_a_buried_worker_cannot_renew_its_lease(store: Store) -> None:
+    await add_worker(store)
+    await add_worker(store, "worker-2", "worker")
+    await store.cycles.lead("t", 30)
+    await store.cycles.bury("t", "worker-1", BASE_MODEL)
+
+    assert not await store.workers.renew("worker-1", 30)
+
+
+async def test_a_model_dispatched_from_an_outdated_look_is_stale(store: Store) -> None:
+    await add_worker(store)
+    await add_worker(store, "worker-2", "other")
+    await submit(store, submission(CREATE, 0), submission(PASS, 1))
+    before = await gathered(store)
+    await assign(store)
+
+    model = before.models[0]
+    from cyclora_core.types import PlannedModel, PlannedOperation
+    from cyclora_core.waiting import Assignment
+
+    operation = PlannedOperation(model.operations[0].request_id, CREATE, 0)
+    planned = PlannedModel(model.model_id, model.tenant_id, 1, [operation])
+    cycle = Cycle(0, BASE_MODEL, "worker-2", [planned], [])
+    outcome = await store.cycles.dispatch("t", cycle, [Assignment(planned, None, 0)], [])
+
+    assert outcome is DispatchOutcome.STALE
+
+
+async def test_completions_follow_a_cursor_and_acknowledged_results_fade(store: Store) -> None:
+    await add_worker(store)
+    await submit(store, sample(1), sample(2))
+    await dispatch_samples(store)
+    await settle_sample(store, "worker-1", 2)
+    await settle_sample(store, "worker-1", 1)
+    owner = sample(1).owner_id
+
+    first, second = await store.futures.completions(owner, 0, 0)
+
+    assert [first.request_id, second.request_id] == [f"{owner}:2", f"{owner}:1"]
+    assert await store.futures.completions(owner, 0, first.cursor) == [second]
+    assert second.state is FutureState.DONE
+    await store.futures.acknowledge([f"{owner}:2", f"{owner}:9"])
+    assert await store.futures.get(f"{owner}:2") is not None
+
+
+async def test_a_settled_future_is_announced(store: Store) -> None:
+    await add_worker(store)
+    await submit(store, sample(1))
+    await dispatch_samples(store)
+
+    async with store.futures.subscribe() as announcements, asyncio.timeout(5):
+        assert await anext(announcements) == ""
+        await settle_sample(store, "worker-1")
+        assert await anext(announcements) == f"{sample(1).owner_id}:1"

@@ -1,0 +1,155 @@
+"""Tenants, sessions, sampling sessions and checkpoints, against a real Valkey."""
+
+from __future__ import annotations
+
+import pytest
+from core.builders import SESSION_ID, model_id, submission, submit
+from core.test_store_operations import CREATE
+from cyclora_core import ids
+from cyclora_core.clock import ManualClock
+from cyclora_core.errors import NotFound
+from cyclora_core.ids import CheckpointKind, CheckpointPath
+from cyclora_core.operations import LoraConfig
+from cyclora_core.records import Checkpoint, SamplingSession, Session
+from cyclora_core.store import Store
+
+
+def session(session_id: str = SESSION_ID, at_ms: int = 1) -> Session:
+    return Session(session_id, "tenant-a", at_ms, at_ms, user_metadata={"run": "7"})
+
+
+def checkpoint(name: str, at_ms: int, is_listed: bool = True) -> Checkpoint:
+    path = CheckpointPath(model_id(), CheckpointKind.TRAINING, name)
+    return Checkpoint(
+        path=str(path),
+        tenant_id="tenant-a",
+        model_id=model_id(),
+        kind=path.kind,
+        name=name,
+        base_model="test/base",
+        lora=LoraConfig(8),
+        has_optimizer=True,
+        num_bytes=10,
+        created_at_ms=at_ms,
+        is_listed=is_listed,
+    )
+
+
+async def test_a_key_authenticates_its_tenant_until_it_is_revoked(store: Store) -> None:
+    tenant = await store.tenants.create("lab")
+    secret, record = await store.tenants.create_key(tenant.tenant_id, "laptop")
+
+    found = await store.tenants.authenticate(secret)
+    assert found == record
+    assert secret.startswith("tml-")
+    assert await store.tenants.revoke_key(record.key_id)
+    assert await store.tenants.authenticate(secret) is None
+
+
+async def test_an_unknown_key_authenticates_nobody(store: Store) -> None:
+    assert await store.tenants.authenticate("tml-wrong") is None
+    assert not await store.tenants.revoke_key("key-unknown")
+
+
+async def test_a_key_needs_a_tenant(store: Store) -> None:
+    with pytest.raises(NotFound, match="tenant-x"):
+        await store.tenants.create_key("tenant-x", "laptop")
+
+
+async def test_a_key_is_stored_as_a_hash_only(store: Store) -> None:
+    tenant = await store.tenants.create("lab")
+    secret, _ = await store.tenants.create_key(tenant.tenant_id, "laptop")
+
+    client = store.tenants._redis  # pyright: ignore[reportPrivateUsage]
+    dumped: list[bytes] = []
+    async for key in client.scan_iter(f"{store.tenants._keys.prefix}:*"):  # pyright: ignore[reportPrivateUsage]
+        dumped.append(await client.dump(key) or b"")
+
+    assert dumped
+    assert not any(secret.encode() in value for value in dumped)
+
+
+async def test_a_repeated_idempotency_key_makes_one_session(store: Store) -> None:
+    other = ids.new_session_id()
+    await store.sessions.create(session(), "once")
+
+    again = await store.sessions.create(session(other), "once")
+
+    assert again.session_id == SESSION_ID
+    assert await store.sessions.get(other) is None
+
+
+async def test_a_heartbeat_moves_the_session_on(store: Store, clock: ManualClock) -> None:
+    await store.sessions.create(session())
+    clock.advance(12)
+
+    await store.sessions.heartbeat(SESSION_ID)
+
+    found = await store.sessions.get(SESSION_ID)
+    assert found is not None
+    assert found.last_heartbeat_at_ms == clock.now_ms()
+
+
+async def test_the_first_reason_to_finish_stands(store: Store) -> None:
+    await store.sessions.create(session())
+
+    await store.sessions.finish(SESSION_ID, "success")
+    await store.sessions.finish(SESSION_ID, "errored")
+
+    found = await store.sessions.get(SESSION_ID)
+    assert found is not None
+    assert found.finished_reason == "success"
+
+
+async def test_sessions_are_listed_newest_first_by_tenant(store: Store) -> None:
+    older, newer = ids.new_session_id(), ids.new_session_id()
+    await store.sessions.create(session(older, 1))
+    await store.sessions.create(session(newer, 2))
+
+    listed = await store.sessions.list("tenant-a", 0, 10)
+
+    assert [each.session_id for each in listed] == [newer, older]
+    assert await store.sessions.list("tenant-b", 0, 10) == []
+
+
+async def test_creating_a_sampling_session_again_returns_the_first(store: Store) -> None:
+    sampler_id = ids.sampling_session_id(SESSION_ID, 3)
+    first = SamplingSession(sampler_id, "tenant-a", SESSION_ID, "test/base", None, None, 1)
+    second = SamplingSession(sampler_id, "tenant-a", SESSION_ID, "other/base", None, None, 2)
+
+    assert await store.sampling.create(first) == first
+    assert await store.sampling.create(second) == first
+    assert await store.sampling.of_session(SESSION_ID) == [sampler_id]
+    assert [await store.sampling.join(sampler_id) for _ in range(2)] == [1, 2]
+
+
+async def test_submitting_seq_id_0_makes_the_model(store: Store) -> None:
+    await submit(store, submission(CREATE, 0))
+
+    model = await store.models.get(model_id())
+
+    assert model is not None
+    assert (model.tenant_id, model.lora, model.applied_seq_id) == ("tenant-a", LoraConfig(8), -1)
+    assert await store.models.list("tenant-a", 0, 10) == ([model], 1)
+    assert await store.models.of_session(SESSION_ID) == [model_id()]
+
+
+async def test_unlisted_checkpoints_are_found_by_path_only(store: Store) -> None:
+    await store.checkpoints.put(checkpoint("a", 1))
+    await store.checkpoints.put(checkpoint("b", 2))
+    await store.checkpoints.put(checkpoint("hidden", 3, is_listed=False))
+
+    listed, total = await store.checkpoints.list("tenant-a", 0, 10)
+
+    assert ([each.name for each in listed], total) == (["b", "a"], 2)
+    assert await store.checkpoints.of_model(model_id()) == listed
+    assert await store.checkpoints.get(checkpoint("hidden", 3).path) is not None
+
+
+async def test_a_deleted_checkpoint_is_gone_from_every_list(store: Store) -> None:
+    await store.checkpoints.put(checkpoint("a", 1))
+
+    assert await store.checkpoints.delete(checkpoint("a", 1).path)
+
+    assert await store.checkpoints.list("tenant-a", 0, 10) == ([], 0)
+    assert not await store.checkpoints.delete(checkpoint("a", 1).path)

@@ -1,0 +1,204 @@
+"""The scheduler around a real Valkey, with a worker that only settles."""
+
+from __future__ import annotations
+
+import asyncio
+
+from core.builders import BASE_MODEL, add_worker, model_id, sample, submission, submit
+from cyclora_core.clock import ManualClock
+from cyclora_core.operations import OperationKind
+from cyclora_core.store import Store
+from cyclora_core.store.operations import Outcome
+from cyclora_core.types import Cycle, PendingOperation
+from cyclora_core.waiting import Waiting, WaitingModel, WorkerState, WorkerStats
+from cyclora_scheduler.loop import Scheduler, coalesce_s, cycle_budget
+from cyclora_scheduler.planner import Budget
+from cyclora_scheduler.settings import SchedulerSettings
+
+CREATE = OperationKind.CREATE_MODEL
+PASS = OperationKind.FORWARD_BACKWARD
+STEP = OperationKind.OPTIM_STEP
+
+
+class Harness:
+    """A scheduler on a manual clock, and what a worker does with its cycles."""
+
+    def __init__(self, store: Store, clock: ManualClock) -> None:
+        self.store = store
+        self.clock = clock
+        self.scheduler = Scheduler(store, SchedulerSettings(), clock, self.pause)
+        self.pauses_s: list[float] = []
+        self.last_cycle_id = 0
+
+    async def pause(self, seconds: float) -> None:
+        self.pauses_s.append(seconds)
+        self.clock.advance(seconds)
+
+    async def cycle(self) -> Cycle:
+        """Dispatch one cycle, settle it as a worker would, release the worker."""
+        assert await self.scheduler.tick() == 1
+        cycle = await self.store.workers.claim("worker-1", self.last_cycle_id, 0)
+        assert cycle is not None
+        for model in cycle.models:
+            for operation in model.operations:
+                await self.store.operations.settle(
+                    worker_id="worker-1",
+                    epoch=model.epoch,
+                    tenant_id=model.tenant_id,
+                    base_model=BASE_MODEL,
+                    model_id=model.model_id,
+                    operation=operation,
+                    outcome=Outcome(b"done"),
+                )
+        self.last_cycle_id = cycle.cycle_id
+        await self.store.workers.release("worker-1", cycle.cycle_id, WorkerStats())
+        return cycle
+
+
+def planned_seq_ids(cycle: Cycle) -> list[list[int]]:
+    return [[operation.seq_id for operation in model.operations] for model in cycle.models]
+
+
+async def test_k_pipelined_steps_use_k_consecutive_cycles(store: Store, clock: ManualClock) -> None:
+    harness = Harness(store, clock)
+    await add_worker(store)
+    await submit(store, submission(CREATE, 0))
+    first = (await harness.cycle()).cycle_id
+    for step in range(5):
+        await submit(store, submission(PASS, 2 * step + 1, datum_tokens=[8]))
+        await submit(store, submission(STEP, 2 * step + 2))
+
+    cycles = [await harness.cycle() for _ in range(5)]
+
+    assert [cycle.cycle_id - first for cycle in cycles] == [1, 2, 3, 4, 5]
+    assert [planned_seq_ids(cycle) for cycle in cycles] == [
+        [[2 * step + 1, 2 * step + 2]] for step in range(5)
+    ]
+    assert await harness.scheduler.run_until_idle() == 0
+
+
+async def test_awaiting_in_between_uses_two_cycles_per_step(
+    store: Store, clock: ManualClock
+) -> None:
+    harness = Harness(store, clock)
+    await add_worker(store)
+    await submit(store, submission(CREATE, 0))
+    cycle_ids = [(await harness.cycle()).cycle_id]
+    for step in range(2):
+        await submit(store, submission(PASS, 2 * step + 1, datum_tokens=[8]))
+        cycle_ids.append((await harness.cycle()).cycle_id)
+        await submit(store, submission(STEP, 2 * step + 2))
+        cycle_ids.append((await harness.cycle()).cycle_id)
+
+    assert [cycle_id - cycle_ids[0] for cycle_id in cycle_ids] == [0, 1, 2, 3, 4]
+
+
+async def test_tenants_that_submit_at_once_share_a_cycle(store: Store, clock: ManualClock) -> None:
+    harness = Harness(store, clock)
+    await add_worker(store)
+    for number in range(3):
+        owner = model_id(number)
+        tenant = f"tenant-{number}"
+        await submit(store, submission(CREATE, 0, owner_id=owner, tenant_id=tenant))
+        await submit(store, submission(PASS, 1, owner_id=owner, tenant_id=tenant, datum_tokens=[4]))
+
+    assert len((await harness.cycle()).models) == 3
+
+
+async def test_a_lone_operation_waits_a_few_milliseconds_for_company(
+    store: Store, clock: ManualClock
+) -> None:
+    harness = Harness(store, clock)
+    await add_worker(store)
+    await submit(store, submission(CREATE, 0))
+
+    await harness.cycle()
+
+    assert harness.pauses_s == [0.004]
+
+
+async def test_what_waited_behind_a_busy_worker_waits_no_longer(
+    store: Store, clock: ManualClock
+) -> None:
+    harness = Harness(store, clock)
+    await submit(store, submission(CREATE, 0))
+    clock.advance(1)
+    await add_worker(store)
+
+    await harness.cycle()
+
+    assert harness.pauses_s == []
+
+
+async def test_samples_reach_the_worker_with_the_training_of_others(
+    store: Store, clock: ManualClock
+) -> None:
+    harness = Harness(store, clock)
+    await add_worker(store)
+    await submit(store, submission(CREATE, 0), sample(1, tenant_id="tenant-b"))
+
+    cycle = await harness.cycle()
+
+    assert (len(cycle.models), len(cycle.samples)) == (1, 1)
+
+
+async def test_a_dead_workers_model_moves_to_a_living_one(store: Store, clock: ManualClock) -> None:
+    harness = Harness(store, clock)
+    await add_worker(store)
+    await submit(store, submission(CREATE, 0))
+    await harness.cycle()
+    await submit(store, submission(PASS, 1, datum_tokens=[4]))
+    await harness.scheduler.tick()
+    await add_worker(store, "worker-2", "worker")  # the same name: worker-1 is dead
+
+    await harness.scheduler.tick()
+
+    cycle = await store.workers.claim("worker-2", 0, 0)
+    assert cycle is not None
+    assert planned_seq_ids(cycle) == [[1]]
+    assert cycle.models[0].epoch == 2
+    assert [worker.worker_id for worker in await store.cycles.workers()] == ["worker-2"]
+
+
+async def test_a_standby_does_nothing_while_the_leader_lives(
+    store: Store, clock: ManualClock
+) -> None:
+    leader, standby = Harness(store, clock), Harness(store, clock)
+    await add_worker(store)
+    await leader.scheduler.tick()
+    await submit(store, submission(CREATE, 0))
+
+    assert await standby.scheduler.tick() == 0
+    assert await leader.scheduler.tick() == 1
+
+
+async def test_running_ends_when_it_is_told_to(store: Store, clock: ManualClock) -> None:
+    scheduler = Scheduler(store, SchedulerSettings(idle_wait_s=0.01), clock)
+    stopping = asyncio.Event()
+    running = asyncio.create_task(scheduler.run(stopping))
+
+    stopping.set()
+
+    await asyncio.wait_for(running, 5)
+
+
+def worker(tokens_per_s: float) -> WorkerState:
+    return WorkerState("w", BASE_MODEL, True, True, WorkerStats(tokens_per_s, 7))
+
+
+def test_a_cycles_budget_follows_the_measured_speed_within_bounds() -> None:
+    settings = SchedulerSettings(target_cycle_s=2, min_cycle_tokens=10, max_cycle_tokens=1000)
+
+    budgets = [cycle_budget(worker(speed), settings) for speed in (0, 100, 1e9)]
+
+    assert [budget.max_pass_tokens for budget in budgets] == [10, 200, 1000]
+    assert budgets[0].max_sample_tokens == 7
+
+
+def test_half_a_cycle_of_work_waits_for_no_company() -> None:
+    pending = PendingOperation("r", PASS, "t", "m", 1, 500, [500], submitted_at_ms=1000)
+    waiting = Waiting([WaitingModel("m", "t", None, 0, -1, 0, [pending])], [])
+
+    assert coalesce_s(waiting, Budget(1000, 0), 1000, 4.0) == 0.0
+    assert coalesce_s(waiting, Budget(1001, 0), 1000, 4.0) == 0.004
+    assert coalesce_s(waiting, Budget(1001, 0), 1003, 4.0) == 0.001
