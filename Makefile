@@ -1,0 +1,68 @@
+# The words people and CI use. Needs Python 3.11 or newer, make and git; the rest is installed
+# into .venv on first use. Choose the interpreter with PYTHON=python3.12.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DATA ?= data
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo serve test test-quick check format bench clean
+
+help:
+	@echo "make demo        start everything here and let two tenants train at once (KEEP=1: leave it running)"
+	@echo "make serve       run cyclora up on the folder $(DATA)"
+	@echo "make test        every test that needs no GPU"
+	@echo "make test-quick  the same without the slow ones"
+	@echo "make check       formatting, lint, types, import contracts, spelling"
+	@echo "make bench       the numbers in the README"
+
+venv: $(STAMP)
+
+# Torch goes first: everything that depends on it must find exactly this version in place.
+# A .venv that is a symbolic link belongs to somebody else and is used as it is.
+$(STAMP): pyproject.toml constraints.txt
+	@if [ -L $(VENV) ]; then \
+		echo "$(VENV) is a link: used as it is"; \
+	else \
+		$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+			|| { echo "$(PYTHON) is older than 3.11; name another with PYTHON=..."; exit 1; }; \
+		[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV); \
+		$(BIN)/python -m pip install --upgrade pip \
+			&& $(BIN)/python -m pip install -c constraints.txt torch==2.13.0 \
+			&& $(BIN)/python -m pip install -c constraints.txt -e ".[all,dev]"; \
+	fi
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/python -m cyclora_client.demo
+
+serve: $(STAMP)
+	@$(BIN)/cyclora up --data $(DATA)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+
+test-quick: $(STAMP)
+	$(BIN)/python -m pytest -m "not gpu and not slow" $(PYTEST_ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	git ls-files -z --cached --others --exclude-standard | xargs -0 $(BIN)/codespell
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/run.py
+
+# Keeps .venv and the data folder: neither can be made again in a moment.
+clean:
+	rm -rf build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache .cache
+	find . -name __pycache__ -type d -not -path "./$(VENV)/*" -prune -exec rm -rf {} +

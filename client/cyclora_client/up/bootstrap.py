@@ -1,0 +1,94 @@
+"""The API keys of a data folder: made at the first start, found and checked at later ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cyclora_client.files import write_atomic
+from cyclora_client.up.errors import UpError
+
+if TYPE_CHECKING:
+    from cyclora_core.store import Store
+
+TENANT_NAME = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """The keys that ``cyclora up`` shows; kept in ``credentials.json``, for the owner only."""
+
+    api_key: str
+    admin_key: str
+    tenant_id: str
+
+
+async def bootstrap(redis_url: str, key_prefix: str, credentials_file: Path) -> Credentials:
+    """Credentials that the store accepts; a key it does not know, or revoked, is replaced.
+
+    Raises:
+        UpError: the credentials file exists but cannot be understood.
+    """
+    # Redis is a need of this one function; the rest of the client does without it.
+    from cyclora_core.store import Store
+
+    known = _read(credentials_file)
+    store = await Store.open(redis_url, key_prefix)
+    try:
+        credentials = await _checked(store, known)
+    finally:
+        await store.close()
+    if credentials != known:
+        content = json.dumps(dataclasses.asdict(credentials), indent=2) + "\n"
+        write_atomic(credentials_file, content.encode())
+    return credentials
+
+
+async def _checked(store: Store, known: Credentials | None) -> Credentials:
+    tenant_id = await _tenant(store, known)
+    api_key = known.api_key if known else None
+    admin_key = known.admin_key if known else None
+    return Credentials(
+        api_key=await _key(store, tenant_id, api_key, is_admin=False),
+        admin_key=await _key(store, tenant_id, admin_key, is_admin=True),
+        tenant_id=tenant_id,
+    )
+
+
+async def _tenant(store: Store, known: Credentials | None) -> str:
+    """The tenant of the file, else one of our name left by a start that was cut off."""
+    tenants = await store.tenants.list()
+    for tenant in tenants:
+        if known and tenant.tenant_id == known.tenant_id:
+            return tenant.tenant_id
+    for tenant in tenants:
+        if tenant.name == TENANT_NAME:
+            return tenant.tenant_id
+    return (await store.tenants.create(TENANT_NAME)).tenant_id
+
+
+async def _key(store: Store, tenant_id: str, key: str | None, *, is_admin: bool) -> str:
+    if key is not None:
+        record = await store.tenants.authenticate(key)
+        if record and record.tenant_id == tenant_id and record.is_admin == is_admin:
+            return key
+    name = "admin" if is_admin else "default"
+    fresh, _ = await store.tenants.create_key(tenant_id, name, is_admin)
+    return fresh
+
+
+def _read(path: Path) -> Credentials | None:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        value: Any = json.loads(content)
+        return Credentials(**{name: str(text) for name, text in value.items()})
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UpError(
+            f"{str(path)!r} is not a credentials file ({error}); delete it to get new keys"
+        ) from error

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import pytest
+
+from cyclora_client.admin import AdminClient, ApiKey, NewKey, Tenant, Worker
+from cyclora_core.errors import (
+    CycloraError,
+    Forbidden,
+    NotFound,
+    ServerError,
+    Unauthorized,
+    Unavailable,
+    UserError,
+)
+from cyclora_core.types import BaseModelInfo
+
+AT = "2026-01-02T03:04:05+00:00"
+MOMENT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+TENANT = {"tenant_id": "tenant-1", "name": "first", "created_at": AT}
+KEY = {
+    "key_id": "key-1",
+    "tenant_id": "tenant-1",
+    "name": "laptop",
+    "is_admin": False,
+    "created_at": AT,
+    "revoked_at": None,
+}
+WORKER = {
+    "worker_id": "worker-0",
+    "base_model": "cyclora/tiny-chat",
+    "registered_at": AT,
+    "is_alive": True,
+    "cycle_id": None,
+    "info": {"device": "cpu"},
+}
+BASE_MODEL = BaseModelInfo("cyclora/tiny-chat", 100, 2048, [1], "qwen3", 1000, 64, "/tokenizer")
+
+
+class Recorder:
+    """A server with one answer, which keeps the last request."""
+
+    def __init__(self, answer: Any, status: int = 200) -> None:
+        self._answer = answer
+        self._status = status
+        self.request = httpx.Request("GET", "http://none")
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.request = request
+        if self._answer is None:
+            return httpx.Response(204)
+        return httpx.Response(self._status, json=self._answer)
+
+    @property
+    def sent(self) -> tuple[str, str, Any]:
+        content = self.request.content
+        path = self.request.url.raw_path.decode()
+        return self.request.method, path, json.loads(content) if content else None
+
+
+def call(server: Callable[[httpx.Request], httpx.Response]) -> AdminClient:
+    return AdminClient("http://server/", "tml-admin", httpx.MockTransport(server))
+
+
+def test_create_tenant_sends_its_name_and_the_admin_key() -> None:
+    server = Recorder(TENANT)
+    with call(server) as client:
+        tenant = client.create_tenant("first")
+
+    assert server.sent == ("POST", "/admin/v1/tenants", {"name": "first"})
+    assert server.request.headers["x-api-key"] == "tml-admin"
+    assert tenant == Tenant("tenant-1", "first", MOMENT)
+
+
+def test_create_key_gives_the_key_that_is_shown_once() -> None:
+    server = Recorder({**KEY, "api_key": "tml-new", "unknown": "ignored"})
+    with call(server) as client:
+        key = client.create_key("tenant-1", "laptop")
+
+    body = {"tenant_id": "tenant-1", "name": "laptop", "is_admin": False}
+    assert server.sent == ("POST", "/admin/v1/keys", body)
+    assert key == NewKey("tml-new", "key-1", "tenant-1", "laptop", False)
+
+
+def test_revoke_key_needs_no_answer() -> None:
+    server = Recorder(None)
+    with call(server) as client:
+        client.revoke_key("key-1")
+
+    assert server.sent == ("DELETE", "/admin/v1/keys/key-1", None)
+
+
+def test_an_identifier_cannot_change_the_route() -> None:
+    server = Recorder({})
+    with call(server) as client:
+        client.revoke_key("../x?y")
+
+    assert server.sent == ("DELETE", "/admin/v1/keys/..%2Fx%3Fy", None)
+
+
+def test_lists_become_records() -> None:
+    with call(Recorder({"tenants": [TENANT]})) as client:
+        assert client.list_tenants() == [Tenant("tenant-1", "first", MOMENT)]
+    with call(Recorder({"keys": [KEY]})) as client:
+        assert client.list_keys() == [ApiKey("key-1", "tenant-1", "laptop", False, MOMENT)]
+    with call(Recorder({"workers": [WORKER]})) as client:
+        worker = Worker("worker-0", "cyclora/tiny-chat", MOMENT, True, None, {"device": "cpu"})
+        assert client.list_workers() == [worker]
+    with call(Recorder({"base_models": [BASE_MODEL.to_json()]})) as client:
+        assert [model.name for model in client.list_base_models()] == ["cyclora/tiny-chat"]
+
+
+def test_keys_of_one_tenant_are_asked_for_by_its_id() -> None:
+    server = Recorder({"keys": []})
+    with call(server) as client:
+        client.list_keys("tenant-1")
+
+    assert server.sent == ("GET", "/admin/v1/keys?tenant_id=tenant-1", None)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, UserError),
+        (401, Unauthorized),
+        (403, Forbidden),
+        (404, NotFound),
+        (422, UserError),
+        (429, Unavailable),
+        (500, ServerError),
+        (503, Unavailable),
+    ],
+)
+def test_an_error_keeps_its_kind_and_the_servers_words(
+    status: int, kind: type[CycloraError]
+) -> None:
+    with (
+        call(Recorder({"detail": "what was wrong"}, status)) as client,
+        pytest.raises(kind, match=rf"what was wrong \(status {status}\)") as caught,
+    ):
+        client.list_tenants()
+
+    assert type(caught.value) is kind
+
+
+def test_no_answer_is_unavailable() -> None:
+    def refuse(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("connection refused")
+
+    with call(refuse) as client, pytest.raises(Unavailable, match="no answer from http://server"):
+        client.list_tenants()
+
+
+@pytest.mark.parametrize(
+    "answer", [{"tenants": 5}, {"other": []}, "text", [TENANT], {"tenants": [{"name": "x"}]}]
+)
+def test_an_answer_of_another_shape_is_not_guessed_at(answer: Any) -> None:
+    with call(Recorder(answer)) as client, pytest.raises(ServerError, match="the server sent"):
+        client.list_tenants()
+
+
+def test_an_answer_that_is_no_json_is_a_server_error() -> None:
+    def page(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, text="<html>")
+
+    with call(page) as client, pytest.raises(ServerError, match="no JSON"):
+        client.list_tenants()

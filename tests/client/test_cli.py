@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from typer.testing import CliRunner, Result
+
+from client.builders import serve_tokenizers
+from cyclora_client import admin_cli, cli
+from cyclora_client.admin import AdminClient
+from cyclora_client.tokenizers import TokenizerSource
+from cyclora_client.up.display import Display
+from cyclora_client.up.options import TINY_CHAT, ServedModel, UpOptions
+from cyclora_core import __version__
+
+TENANT = {"tenant_id": "tenant-1", "name": "first", "created_at": "2026-01-02T03:04:05+00:00"}
+
+
+def invoke(*arguments: str, **environment: str) -> Result:
+    return CliRunner().invoke(cli.app, arguments, env={"COLUMNS": "40", **environment})
+
+
+@pytest.fixture
+def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Make the admin commands talk to a server with this one answer."""
+
+    def use(value: Any, status: int = 200) -> None:
+        def handler(request: httpx.Request) -> httpx.Response:
+            return httpx.Response(status, json=value)
+
+        def make(url: str, key: str) -> AdminClient:
+            return AdminClient(url, key, httpx.MockTransport(handler))
+
+        monkeypatch.setattr(admin_cli, "AdminClient", make)
+
+    return use
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[UpOptions]:
+    """What ``cyclora up`` would start."""
+    options: list[UpOptions] = []
+
+    def run_up(asked: UpOptions, display: Display) -> int:
+        options.append(asked)
+        return 7
+
+    monkeypatch.setattr(cli, "run_up", run_up)
+    return options
+
+
+def test_version() -> None:
+    assert invoke("version").stdout == f"{__version__}\n"
+
+
+def test_up_serves_the_built_in_model_by_default(started: list[UpOptions]) -> None:
+    result = invoke("up")
+
+    assert result.exit_code == 7
+    assert started == [UpOptions(Path("data"), base_models=[ServedModel(TINY_CHAT, TINY_CHAT)])]
+
+
+def test_up_takes_several_base_models(started: list[UpOptions], tmp_path: Path) -> None:
+    models = ["--base-model", f"org/a={tmp_path}", "--base-model", "org/b"]
+    invoke("up", "--port", "0", "--dtype", "bfloat16", "--threads", "2", *models)
+
+    assert started[0].base_models == [
+        ServedModel("org/a", str(tmp_path)),
+        ServedModel("org/b", "org/b"),
+    ]
+    assert (started[0].port, started[0].dtype, started[0].num_threads) == (0, "bfloat16", 2)
+
+
+@pytest.mark.parametrize("models", [["=path"], ["name="], ["a=x", "a=y"]])
+def test_up_refuses_base_models_that_make_no_sense(
+    started: list[UpOptions], models: list[str]
+) -> None:
+    result = invoke("up", *[part for model in models for part in ("--base-model", model)])
+
+    assert (result.exit_code, started) == (2, [])
+    assert result.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("command", "package"),
+    [
+        ("server", "cyclora_server"),
+        ("scheduler", "cyclora_scheduler"),
+        ("worker", "cyclora_workers"),
+    ],
+)
+def test_a_process_command_becomes_that_process(
+    monkeypatch: pytest.MonkeyPatch, command: str, package: str
+) -> None:
+    calls: list[tuple[str, list[str]]] = []
+
+    def execv(path: str, arguments: list[str]) -> None:
+        calls.append((path, arguments))
+
+    monkeypatch.setattr("os.execv", execv)
+    invoke(command)
+
+    assert calls == [(sys.executable, [sys.executable, "-m", package])]
+
+
+def test_tenants_are_a_table_that_cuts_no_identifier(answer: Callable[..., None]) -> None:
+    answer({"tenants": [{**TENANT, "name": "long" * 20}]})
+
+    result = invoke("admin", "tenants", CYCLORA_ADMIN_KEY="tml-admin")
+
+    assert result.exit_code == 0
+    header, row = result.stdout.splitlines()[0], result.stdout.splitlines()[-1]
+    assert header.split() == ["tenant_id", "name", "created_at"]
+    assert row.split()[:2] == ["tenant-1", "long" * 20]
+
+
+def test_json_is_for_programs(answer: Callable[..., None]) -> None:
+    answer(TENANT)
+
+    result = invoke("admin", "create-tenant", "first", "--json", "--admin-key", "tml-admin")
+
+    assert json.loads(result.stdout) == [TENANT]
+
+
+def test_an_empty_list_says_so(answer: Callable[..., None]) -> None:
+    answer({"workers": []})
+
+    assert invoke("admin", "workers", "--admin-key", "tml-admin").stdout == "none\n"
+
+
+def test_an_error_is_one_line_and_an_exit_code(answer: Callable[..., None]) -> None:
+    answer({"detail": "the API key is unknown"}, 401)
+
+    result = invoke("admin", "keys", "tenant-1", "--admin-key", "tml-wrong")
+
+    assert result.exit_code == 1
+    assert result.stderr == "error: the API key is unknown (status 401)\n"
+
+
+def test_admin_commands_need_a_key() -> None:
+    assert invoke("admin", "tenants").exit_code == 2
+
+
+def test_tokenizers_prints_what_the_plain_sdk_needs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    handler = serve_tokenizers({"cyclora/tiny-chat": {"tokenizer.json": b"{}"}})
+
+    def make(url: str, key: str) -> TokenizerSource:
+        return TokenizerSource(url, key, transport=httpx.MockTransport(handler))
+
+    monkeypatch.setattr(cli, "TokenizerSource", make)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    result = invoke("tokenizers", "--api-key", "tml-key")
+
+    cache = tmp_path / "cyclora" / "hub"
+    assert result.stdout == f"export HF_HUB_CACHE={cache}\nexport HF_HUB_OFFLINE=1\n"
+    assert (cache / "models--cyclora--tiny-chat" / "refs" / "main").exists()
+
+
+def test_a_server_without_base_models_has_no_tokenizers_to_fetch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def make(url: str, key: str) -> TokenizerSource:
+        return TokenizerSource(url, key, transport=httpx.MockTransport(serve_tokenizers({})))
+
+    monkeypatch.setattr(cli, "TokenizerSource", make)
+
+    result = invoke("tokenizers", "--api-key", "tml-key")
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "serves no base model yet" in result.stderr
+
+
+def test_the_package_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "cyclora_client", "version"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+
+    assert result.stdout == f"{__version__}\n"
