@@ -1,0 +1,106 @@
+"""Run one server process: ``python -m cyclora_server``, configured by ``CYCLORA_...``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+
+from cyclora_core.clock import SystemClock
+from cyclora_core.logs import configure_logs
+from cyclora_core.storage import Storage
+from cyclora_core.store import Store
+from cyclora_server.app import create_app
+from cyclora_server.services import Services
+from cyclora_server.settings import Settings
+
+_log = structlog.get_logger()
+
+_KEEP_ALIVE_S = 75
+"""Heartbeats come every 10 s; a connection closed between two would cost a handshake each."""
+
+_BACKLOG = 2048
+
+
+class _Server(uvicorn.Server):
+    """Tells where it listens, and lets held polls go when it is told to stop."""
+
+    def __init__(self, config: uvicorn.Config, services: Services, ready_file: Path | None) -> None:
+        super().__init__(config)
+        self._services = services
+        self._ready_file = ready_file
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Stop in order when told to; uvicorn would end the process before the store closes."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if not self.started or not sockets:
+            return
+        port: int = sockets[0].getsockname()[1]
+        if self._ready_file is not None:
+            _write_atomically(self._ready_file, json.dumps({"port": port, "pid": os.getpid()}))
+        _log.info("server listening", port=port, pid=os.getpid())
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._services.hub.close()
+        await super().shutdown(sockets)
+
+
+def main() -> None:
+    """Serve until told to stop."""
+    settings = Settings()
+    configure_logs("server", level=settings.log_level, as_json=settings.log_json)
+    asyncio.run(serve(settings))
+
+
+async def serve(settings: Settings) -> None:
+    """Open the store, serve, and close the store again."""
+    clock = SystemClock()
+    store = await Store.open(settings.redis_url, settings.key_prefix, clock)
+    try:
+        app = create_app(settings, store, Storage(Path(settings.storage_url)), clock)
+        await _listen(app, settings)
+    finally:
+        await store.close()
+
+
+async def _listen(app: FastAPI, settings: Settings) -> None:
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=settings.shutdown_grace_s,
+        backlog=_BACKLOG,
+        server_header=False,
+    )
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.create_server((settings.host, settings.port), family=family, backlog=_BACKLOG)
+    with listener:
+        server = _Server(config, app.state.services, settings.ready_file)
+        await server.serve(sockets=[listener])
+
+
+def _write_atomically(file: Path, text: str) -> None:
+    part = file.with_name(f".{file.name}.part")
+    part.write_text(text)
+    part.replace(file)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Objects by id, for the tenant they belong to.
+
+Every lookup by an id that a client sent goes through here: another tenant's object answers exactly
+like a missing one, so ids cannot be probed.
+"""
+
+from __future__ import annotations
+
+from cyclora_core import ids
+from cyclora_core.errors import Gone, NotFound, Unavailable
+from cyclora_core.ids import CheckpointPath
+from cyclora_core.records import Checkpoint, SamplingSession, Session
+from cyclora_core.types import BaseModelInfo, ModelRecord
+from cyclora_server.services import Services
+
+
+async def owned_session(services: Services, tenant_id: str, session_id: str) -> Session:
+    """A session of this tenant, finished or not."""
+    session = await services.store.sessions.get(session_id)
+    if session is None or session.tenant_id != tenant_id:
+        raise NotFound(f"session {session_id[:100]!r} does not exist")
+    return session
+
+
+async def live_session(services: Services, tenant_id: str, session_id: str) -> Session:
+    """A session of this tenant that may still start work.
+
+    Raises:
+        Gone: its client finished it.
+    """
+    session = await owned_session(services, tenant_id, session_id)
+    if session.finished_reason is not None:
+        raise Gone(f"session {session_id} was finished ({session.finished_reason}); open a new one")
+    return session
+
+
+async def owned_model(services: Services, tenant_id: str, model_id: str) -> ModelRecord:
+    """A model of this tenant."""
+    model = await services.store.models.get(model_id) if ids.is_model_id(model_id) else None
+    if model is None or model.tenant_id != tenant_id:
+        raise NotFound(f"model {model_id[:100]!r} does not exist")
+    return model
+
+
+async def owned_sampling_session(
+    services: Services, tenant_id: str, sampling_session_id: str
+) -> SamplingSession:
+    """A sampling session of this tenant."""
+    is_valid = ids.is_sampling_session_id(sampling_session_id)
+    record = await services.store.sampling.get(sampling_session_id) if is_valid else None
+    if record is None or record.tenant_id != tenant_id:
+        raise NotFound(f"sampling session {sampling_session_id[:100]!r} does not exist")
+    return record
+
+
+async def owned_checkpoint(services: Services, tenant_id: str, path: CheckpointPath) -> Checkpoint:
+    """A checkpoint of this tenant that has not expired."""
+    checkpoint = await services.store.checkpoints.get(str(path))
+    if checkpoint is None or checkpoint.tenant_id != tenant_id or is_expired(services, checkpoint):
+        raise NotFound(f"checkpoint {str(path)!r} does not exist or has expired")
+    return checkpoint
+
+
+def is_expired(services: Services, checkpoint: Checkpoint) -> bool:
+    expires_at_ms = checkpoint.expires_at_ms
+    return expires_at_ms is not None and expires_at_ms <= services.clock.now_ms()
+
+
+async def served_base_model(services: Services, name: str) -> BaseModelInfo:
+    """A base model that a client asked for by name.
+
+    Raises:
+        NotFound: no worker ever served it; the message lists what is served.
+    """
+    info = await services.store.base_models.get(name)
+    if info is None:
+        served = ", ".join(each.name for each in await services.store.base_models.list())
+        raise NotFound(f"base model {name[:200]!r} is not served; served are: {served or 'none'}")
+    return info
+
+
+async def base_model_of(services: Services, name: str) -> BaseModelInfo:
+    """The base model of something that exists already.
+
+    Raises:
+        Unavailable: its description is missing from the store, which a worker's start repairs.
+    """
+    info = await services.store.base_models.get(name)
+    if info is None:
+        raise Unavailable(f"no worker has registered base model {name!r} yet")
+    return info

@@ -1,0 +1,93 @@
+"""The application: routes, boundary and the futures hub, put together from given parts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+
+from fastapi import FastAPI
+
+import cyclora_core
+from cyclora_core.clock import Clock
+from cyclora_server import problems
+from cyclora_server.boundary import Boundary
+from cyclora_server.futures import FuturesHub
+from cyclora_server.ports import StoragePort, StorePort
+from cyclora_server.routes import (
+    admin,
+    futures,
+    runs,
+    sampling,
+    service,
+    sessions,
+    tokenizers,
+    training,
+    weights,
+)
+from cyclora_server.services import Services
+from cyclora_server.settings import Settings
+
+_DESCRIPTION = """
+Trains and samples LoRA adapters of shared base models through the Tinker API.
+
+Most POST routes answer at once with a promise, `{"request_id": ...}`, which `retrieve_future`
+redeems. Requests of one model carry a `seq_id` and run in its order, whatever order they arrive in.
+A request sent again finds the promise of the first time.
+
+Send the API key in the `X-API-Key` header.
+"""
+
+_TAGS = [
+    {"name": "service", "description": "Health, feature flags, base models."},
+    {"name": "sessions", "description": "One per connected client process."},
+    {"name": "training", "description": "Models, passes and optimizer steps."},
+    {"name": "weights", "description": "Checkpoints: saved and loaded."},
+    {"name": "sampling", "description": "Sampling sessions and samples."},
+    {"name": "futures", "description": "Redeeming promises."},
+    {"name": "training runs", "description": "What a tenant has trained, and its checkpoints."},
+    {"name": "tokenizers", "description": "Files for clients without network access."},
+    {"name": "administration", "description": "Needs an administrator's API key."},
+]
+
+
+def create_app(settings: Settings, store: StorePort, storage: StoragePort, clock: Clock) -> FastAPI:
+    """Build the application; it opens and closes nothing that it was given."""
+    hub = FuturesHub(store.futures)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncGenerator[None, None]:
+        listener = asyncio.create_task(hub.run(), name="futures hub")
+        try:
+            yield
+        finally:
+            listener.cancel()
+            with suppress(asyncio.CancelledError):
+                await listener
+
+    app = FastAPI(
+        title="cyclora",
+        version=cyclora_core.__version__,
+        summary="A LoRA training server that speaks the Tinker API.",
+        description=_DESCRIPTION,
+        openapi_tags=_TAGS,
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    app.state.services = Services(settings, store, storage, clock, hub)
+    for router in (
+        service.public_router,
+        service.router,
+        sessions.router,
+        training.router,
+        weights.router,
+        sampling.router,
+        futures.router,
+        runs.router,
+        tokenizers.router,
+        admin.router,
+    ):
+        app.include_router(router)
+    problems.install(app)
+    app.add_middleware(Boundary, clock=clock)
+    return app

@@ -1,0 +1,124 @@
+"""Waiting for futures: one subscription for all polls of this process.
+
+A poll registers its bell first, then reads the state, then waits. In any other order a future that
+becomes final between the read and the wait would be announced to nobody, and its poll would be
+held to the end for nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from cyclora_core.records import Completion, Future, FutureState
+from cyclora_server import problems
+from cyclora_server.ports import FuturesPort
+
+CLONE_STRIDE = 1_000_000_000
+"""The SDK numbers the samples of a clone of a sampling client from clone_id times this."""
+
+_RESUBSCRIBE_PAUSE_S = 0.5
+
+
+class FuturesHub:
+    """Local waiters for futures that other processes settle."""
+
+    def __init__(self, futures: FuturesPort) -> None:
+        self._futures = futures
+        self._bells: dict[str, set[asyncio.Event]] = {}
+        self._is_closing = False
+
+    async def run(self) -> None:
+        """Announce what the store announces, until cancelled; subscribes again after a failure."""
+        while True:
+            try:
+                async with self._futures.subscribe() as announcements:
+                    self._ring_all()
+                    async for request_id in announcements:
+                        self._announce(request_id)
+            except Exception as error:  # noqa: BLE001 - a process-long loop's boundary
+                problems.report_fault(error)
+            await asyncio.sleep(_RESUBSCRIBE_PAUSE_S)
+
+    def close(self) -> None:
+        """Answer every held poll now, and hold none from here on."""
+        self._is_closing = True
+        self._ring_all()
+
+    async def wait(self, request_id: str, tenant_id: str, hold_s: float) -> Future | None:
+        """The future once it is final, or as it stands after ``hold_s``.
+
+        None when there is no such future, or it is another tenant's: a stranger learns nothing and
+        waits for nothing.
+        """
+        deadline = asyncio.get_running_loop().time() + hold_s
+        with self._bell(request_id) as bell:
+            while True:
+                bell.clear()
+                future = await self._futures.get(request_id)
+                if future is None or future.tenant_id != tenant_id:
+                    return None
+                if future.state is not FutureState.PENDING:
+                    return future
+                if not await self._rings(bell, deadline):
+                    return future
+
+    async def wait_completions(
+        self, sampling_session_id: str, clone_id: int, prev_cursor: int, hold_s: float
+    ) -> list[Completion]:
+        """Samples that became final after a cursor; none if there is none after ``hold_s``."""
+        deadline = asyncio.get_running_loop().time() + hold_s
+        with self._bell(_group(sampling_session_id, clone_id)) as bell:
+            while True:
+                bell.clear()
+                found = await self._futures.completions(sampling_session_id, clone_id, prev_cursor)
+                if found or not await self._rings(bell, deadline):
+                    return found
+
+    @property
+    def num_waiting(self) -> int:
+        return sum(len(bells) for bells in self._bells.values())
+
+    async def _rings(self, bell: asyncio.Event, deadline: float) -> bool:
+        if self._is_closing:
+            return False
+        try:
+            async with asyncio.timeout_at(deadline):
+                await bell.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    @contextmanager
+    def _bell(self, name: str) -> Generator[asyncio.Event, None, None]:
+        """A bell of one's own: a waiter that gives up takes nothing from the others."""
+        bell = asyncio.Event()
+        self._bells.setdefault(name, set()).add(bell)
+        try:
+            yield bell
+        finally:
+            self._bells[name].discard(bell)
+            if not self._bells[name]:
+                del self._bells[name]
+
+    def _announce(self, request_id: str) -> None:
+        if not request_id:
+            self._ring_all()
+            return
+        names = [request_id]
+        owner_id, _, seq_id = request_id.rpartition(":")
+        if seq_id.isdecimal():
+            names.append(_group(owner_id, int(seq_id) // CLONE_STRIDE))
+        for name in names:
+            for bell in self._bells.get(name, ()):
+                bell.set()
+
+    def _ring_all(self) -> None:
+        for bells in self._bells.values():
+            for bell in bells:
+                bell.set()
+
+
+def _group(sampling_session_id: str, clone_id: int) -> str:
+    return f"{sampling_session_id}#{clone_id}"

@@ -1,0 +1,135 @@
+"""Errors as HTTP answers; the only file that knows status codes.
+
+The codes are chosen by what the SDK does with them: it retries 408, 409, 429 and every 5xx for
+minutes, so none of these may answer a request that can never succeed.
+
+::
+
+    UserError            400  permanent; the SDK raises at once
+      Unauthorized       401  the SDK raises AuthenticationError
+      Forbidden          403  permanent
+      NotFound           404  permanent; also for objects of other tenants, which must look alike
+      Gone               410  a lost promise: samples are submitted anew; ends a heartbeat quietly
+      PayloadTooLarge    413  permanent
+      InvalidBody        422  permanent; a field is missing or of the wrong type
+    Overloaded           429  the client backs off and comes back
+    Unavailable          503  the client tries again for up to five minutes
+    anything else        500  ours: logged under an error_id, which is all that the tenant sees
+
+Still waiting is no error: a held poll that ran out is answered 408 with the queue state, which is
+the one code after which the SDK polls again silently. 409 is never used: the SDK retries it.
+Every answer has a body and a Content-Length, because the SDK takes a 400 without one for a
+proxy's glitch and sends the request again.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from cyclora_core.errors import (
+    CycloraError,
+    Forbidden,
+    Gone,
+    NotFound,
+    Overloaded,
+    PayloadTooLarge,
+    Unauthorized,
+    Unavailable,
+    UserError,
+)
+from cyclora_core.types import QueueState
+
+_log = structlog.get_logger()
+
+_MAX_DETAIL_CHARS = 2000
+
+
+class InvalidBody(UserError):
+    """A field is missing or is of the wrong type."""
+
+
+# From the most special to the most general: the first that fits decides.
+_STATUS: tuple[tuple[type[CycloraError], int], ...] = (
+    (Unauthorized, 401),
+    (Forbidden, 403),
+    (NotFound, 404),
+    (Gone, 410),
+    (PayloadTooLarge, 413),
+    (InvalidBody, 422),
+    (UserError, 400),
+    (Overloaded, 429),
+    (Unavailable, 503),
+)
+
+_HEADERS: Mapping[int, Mapping[str, str]] = {
+    401: {"WWW-Authenticate": "Bearer"},
+    429: {"Retry-After": "1"},
+    503: {"Retry-After": "1"},
+}
+
+
+def answer(error: Exception) -> JSONResponse:
+    """The HTTP answer to any exception; logs those that are our fault."""
+    if isinstance(error, HTTPException):
+        return _problem(error.status_code, str(error.detail))
+    if isinstance(error, RequestValidationError):
+        return _problem(422, describe_violations(error.errors()))
+    for error_type, status in _STATUS:
+        if isinstance(error, error_type):
+            return _problem(status, str(error))
+    return _problem(500, report_fault(error))
+
+
+def report_fault(error: Exception) -> str:
+    """Log a fault of ours; returns the text that a tenant may see."""
+    error_id = secrets.token_hex(8)
+    _log.exception("request failed", error_id=error_id, exc_info=error)
+    return f"internal error; the server's log has more under error_id {error_id}"
+
+
+def try_again(request_id: str, queue_state: QueueState, reason: str | None) -> JSONResponse:
+    """The answer to a poll whose future is still pending after being held."""
+    body: dict[str, Any] = {
+        "type": "try_again",
+        "request_id": request_id,
+        "queue_state": queue_state,
+    }
+    if reason:
+        body["queue_state_reason"] = reason
+    return JSONResponse(body, 408)
+
+
+def describe_violations(violations: Any) -> str:
+    """Pydantic's findings as one line: where, what, and the value if it is short."""
+    lines: list[str] = []
+    for violation in violations:
+        where = ".".join(str(part) for part in violation["loc"]) or "body"
+        line = f"{where}: {violation['msg'][:1].lower()}{violation['msg'][1:]}"
+        value = violation.get("input")
+        if isinstance(value, str | int | float | bool):
+            line += f", got {str(value)[:100]!r}"
+        lines.append(line)
+    return "; ".join(lines)
+
+
+def install(app: FastAPI) -> None:
+    """Route every expected error through ``answer``; the boundary catches the others."""
+
+    async def handle(_request: Request, error: Exception) -> JSONResponse:
+        return answer(error)
+
+    for expected in (CycloraError, RequestValidationError, HTTPException):
+        app.add_exception_handler(expected, handle)
+
+
+def _problem(status: int, detail: str) -> JSONResponse:
+    headers = dict(_HEADERS.get(status, {}))
+    return JSONResponse({"detail": detail[:_MAX_DETAIL_CHARS]}, status, headers)

@@ -1,0 +1,128 @@
+"""Redeeming promises: one at a time, or all samples of a sampling session."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header
+from fastapi.responses import Response
+
+from cyclora_core import ids
+from cyclora_core.errors import Gone, NotFound, Overloaded, Unavailable
+from cyclora_core.records import Completion, Future, FutureState
+from cyclora_core.types import QueueState
+from cyclora_server import access, problems
+from cyclora_server.auth import Identity, IdentityDep, needs_key
+from cyclora_server.body import documented, json_body, offload
+from cyclora_server.services import Json, Services, ServicesDep
+from cyclora_server.wire import bodies
+from cyclora_server.wire.encode import Encoded, encode_result
+
+router = APIRouter(prefix="/api/v1", tags=["futures"], dependencies=needs_key)
+
+
+@router.post(
+    "/retrieve_future",
+    summary="The result of a promise; held while it is pending, then 408",
+    openapi_extra=documented(bodies.RetrieveFuture),
+    response_class=Response,
+)
+async def retrieve_future(
+    body: Annotated[bodies.RetrieveFuture, Depends(json_body(bodies.RetrieveFuture))],
+    identity: IdentityDep,
+    services: ServicesDep,
+    accept: Annotated[str, Header()] = "",
+) -> Response:
+    request_id = body.request_id
+    hold_s = services.settings.poll_hold_s
+    try:
+        future = await services.hub.wait(request_id, identity.tenant_id, hold_s)
+        if future is None:
+            raise await _missing(services, identity, request_id)
+        if future.state is FutureState.PENDING:
+            state, reason = await _queue_state(services, future)
+            return problems.try_again(request_id, state, reason)
+    except Unavailable as error:
+        # The SDK repeats a poll that got a 5xx without any pause, and backs off from a 429.
+        raise Overloaded(str(error)) from error
+    encoded = await _encode(future, accept)
+    return Response(encoded.content, media_type=encoded.media_type)
+
+
+async def _encode(future: Future, accept: str) -> Encoded:
+    if future.error is not None:
+        return _failure(future.error.message, future.error.category)
+    try:
+        data = future.result
+        assert data is not None, "a future that is done has a result"
+        return await offload(len(data), encode_result, future.kind, data, accept)
+    except Exception as error:  # noqa: BLE001 - the boundary of one future's result
+        # A 5xx would be polled again at once and for ever; the result will not get better.
+        return _failure(problems.report_fault(error), "server")
+
+
+def _failure(message: str, category: str) -> Encoded:
+    body = {"error": message, "category": category}
+    return Encoded(json.dumps(body).encode(), "application/json")
+
+
+async def _missing(services: Services, identity: Identity, request_id: str) -> Exception:
+    """Why there is no such future: gone for its owner, never existed for anybody else."""
+    owner_id = request_id.rpartition(":")[0]
+    lookup = (
+        access.owned_sampling_session
+        if ids.is_sampling_session_id(owner_id)
+        else access.owned_model
+    )
+    try:
+        await lookup(services, identity.tenant_id, owner_id)
+    except NotFound:
+        return NotFound(f"request {request_id[:200]!r} does not exist")
+    return Gone(f"the result of request {request_id!r} is no longer kept")
+
+
+async def _queue_state(services: Services, future: Future) -> tuple[QueueState, str | None]:
+    """What a waiting client is told: mostly nothing, or that nobody serves its base model."""
+    store = services.store
+    owner = await store.models.get(future.owner_id) or await store.sampling.get(future.owner_id)
+    if owner is None:
+        return QueueState.ACTIVE, None
+    workers = await store.workers.list()
+    if any(each.is_alive and each.base_model == owner.base_model for each in workers):
+        return QueueState.ACTIVE, None
+    return QueueState.PAUSED_CAPACITY, f"no worker serves {owner.base_model} at the moment"
+
+
+@router.post(
+    "/retrieve_futures",
+    summary="Samples of a sampling session that finished after a cursor",
+    openapi_extra=documented(bodies.RetrieveFutures),
+)
+async def retrieve_futures(
+    body: Annotated[bodies.RetrieveFutures, Depends(json_body(bodies.RetrieveFutures))],
+    identity: IdentityDep,
+    services: ServicesDep,
+) -> Json:
+    session_id = body.target.sampling_session_id
+    await access.owned_sampling_session(services, identity.tenant_id, session_id)
+    # A client can only let go of what its own sampling session made.
+    done = [each for each in body.retrieved_request_ids if each.startswith(f"{session_id}:")]
+    if done:
+        await services.store.futures.acknowledge(done)
+    hold_s = services.settings.poll_hold_s
+    if body.timeout is not None:
+        hold_s = min(max(body.timeout, 0.0), hold_s)
+    completions = await services.hub.wait_completions(
+        session_id, body.target.cloned_sampler_id, body.prev_cursor, hold_s
+    )
+    cursor = max((each.cursor for each in completions), default=body.prev_cursor)
+    return {"completions": [_completion(each) for each in completions], "cursor": cursor}
+
+
+def _completion(completion: Completion) -> dict[str, Any]:
+    is_done = completion.state is FutureState.DONE
+    return {
+        "state": "finished" if is_done else "failed",
+        "request_id": completion.request_id,
+    }

@@ -1,0 +1,33 @@
+"""What every route works with, handed in by ``create_app`` and reached through one dependency."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+
+from cyclora_core.clock import Clock
+from cyclora_server.futures import FuturesHub
+from cyclora_server.ports import StoragePort, StorePort
+from cyclora_server.settings import Settings
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The collaborators of one server process."""
+
+    settings: Settings
+    store: StorePort
+    storage: StoragePort
+    clock: Clock
+    hub: FuturesHub
+
+
+def _services(request: Request) -> Services:
+    return request.app.state.services
+
+
+ServicesDep = Annotated[Services, Depends(_services)]

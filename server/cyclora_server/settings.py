@@ -1,0 +1,85 @@
+"""Settings of the server process, read from ``CYCLORA_...`` by ``__main__`` only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_MIB = 1024 * 1024
+
+
+class Settings(BaseSettings):
+    """How one server process is reached and what it accepts."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="CYCLORA_", extra="forbid", frozen=True, use_attribute_docstrings=True
+    )
+
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    """Where the store is: ``redis://host:port/db`` or ``unix:///path/to.sock``.
+
+    All processes of a deployment must name the same one; otherwise nothing ever finishes.
+    """
+
+    key_prefix: str = "cyclora"
+    """First part of every key in Redis; lets several deployments share one Redis.
+
+    Processes that disagree about it do not see each other's work.
+    """
+
+    storage_url: str = "./cyclora-storage"
+    """Folder with checkpoints and tokenizer files, shared with the workers.
+
+    A folder that only the server sees has no tokenizer files to serve.
+    """
+
+    host: str = "127.0.0.1"
+    """Address to listen on; ``0.0.0.0`` or ``::`` listens on all.
+
+    The API key travels in clear text over plain HTTP: put TLS in front before opening it up.
+    """
+
+    port: int = Field(default=8000, ge=0, le=65535)
+    """Port to listen on; 0 takes any free one, which ``ready_file`` then tells."""
+
+    ready_file: Path | None = None
+    """File that gets ``{"port": ..., "pid": ...}`` once the server listens; none if unset."""
+
+    poll_hold_s: float = Field(default=25.0, ge=0.0, le=40.0)
+    """Seconds a poll for a future that is still pending is held before it is answered.
+
+    Shorter makes clients poll more often, and at 0 they spin without pause; the SDK gives up
+    reading after 45 seconds, so longer would look like a dead server.
+    """
+
+    max_body_bytes: int = Field(default=64 * _MIB, ge=1024)
+    """Largest request body accepted, in bytes as received.
+
+    The SDK sends at most about 5 MB per request unless one datum alone is larger.
+    """
+
+    max_decoded_bytes: int = Field(default=128 * _MIB, ge=1024, le=192 * _MIB)
+    """Largest request body after decompression, and largest total of its tensors, in bytes.
+
+    Every request in flight may take this much memory; the store refuses payloads above 256 MiB.
+    """
+
+    proto_compress: bool = False
+    """Whether clients are told to compress forward and backward requests.
+
+    Saves bandwidth to remote clients and costs processor time on both sides.
+    """
+
+    shutdown_grace_s: int = Field(default=10, ge=1)
+    """Seconds that requests in flight get to finish when the server is told to stop.
+
+    Held polls are answered at once; a body still being received after this is cut off.
+    """
+
+    log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+    """Least severe log line that is written; one line per request is ``INFO``."""
+
+    log_json: bool = True
+    """Whether log lines are JSON objects; otherwise they are laid out for a terminal."""

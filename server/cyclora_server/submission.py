@@ -1,0 +1,138 @@
+"""From a checked body to a promise: how every operation enters the store.
+
+A body that is refused still becomes a future, failed at once. The SDK has counted its seq_id
+already and numbers its next request after it; answered with a 4xx, that number would stay a hole
+that all later requests of the model wait behind for ever.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from cyclora_core import ids, payload
+from cyclora_core.errors import Gone, UserError
+from cyclora_core.operations import Body, OperationKind
+from cyclora_core.records import NewModel, OperationError, Submission, SubmitOutcome
+from cyclora_core.types import BaseModelInfo, ModelRecord
+from cyclora_server import access
+from cyclora_server.auth import Identity
+from cyclora_server.services import Json, Services
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What of a submission comes out of the request's body."""
+
+    body: bytes
+    num_tokens: int = 0
+    datum_tokens: Sequence[int] = ()
+
+    @classmethod
+    def of(cls, body: Body, num_tokens: int = 0, datum_tokens: Sequence[int] = ()) -> Draft:
+        return cls(payload.encode(body.to_payload()), num_tokens, datum_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Which numbered request of whom a submission is."""
+
+    tenant_id: str
+    owner_id: str
+    seq_id: int
+    kind: OperationKind
+    base_model: str
+
+    @property
+    def request_id(self) -> str:
+        return ids.request_id(self.owner_id, self.seq_id)
+
+    def submission(
+        self, draft: Draft, error: OperationError | None = None, new_model: NewModel | None = None
+    ) -> Submission:
+        return Submission(
+            request_id=self.request_id,
+            kind=self.kind,
+            tenant_id=self.tenant_id,
+            owner_id=self.owner_id,
+            seq_id=self.seq_id,
+            base_model=self.base_model,
+            body=draft.body,
+            num_tokens=draft.num_tokens,
+            datum_tokens=draft.datum_tokens,
+            error=error,
+            new_model=new_model,
+        )
+
+
+async def submit_for_model(
+    services: Services,
+    identity: Identity,
+    *,
+    model_id: str,
+    seq_id: int,
+    kind: OperationKind,
+    draft: Callable[[ModelRecord, BaseModelInfo], Awaitable[Draft]],
+) -> Json:
+    """Submit a numbered request of an existing model.
+
+    Raises:
+        NotFound: the model does not exist, or is another tenant's.
+    """
+    model = await access.owned_model(services, identity.tenant_id, model_id)
+    base = await access.base_model_of(services, model.base_model)
+    target = Target(identity.tenant_id, model_id, seq_id, kind, model.base_model)
+    return await submit_draft(services, target, lambda: draft(model, base))
+
+
+async def submit_draft(
+    services: Services, target: Target, draft: Callable[[], Awaitable[Draft]]
+) -> Json:
+    """Submit what ``draft`` makes of the body, or the reason why it refused to."""
+    try:
+        submission = target.submission(await draft())
+    except UserError as error:
+        # The message stands in for the body: the same bad body sent again is the same request.
+        failed = OperationError(str(error), error.category)
+        submission = target.submission(Draft(str(error).encode()), failed)
+    return await submit(services, submission)
+
+
+async def submit(services: Services, submission: Submission) -> Json:
+    """Hand an operation to the store and return its promise.
+
+    Raises:
+        UserError: the seq_id was used before with another body.
+        Gone: the seq_id was used before and its future is no longer kept.
+    """
+    outcome = await services.store.operations.submit(submission)
+    used = f"seq_id {submission.seq_id} of {submission.owner_id} was used before"
+    if outcome is SubmitOutcome.CONFLICT:
+        raise UserError(
+            f"{used} by a request with another body; a retry must send the same one, a new "
+            "request the next seq_id"
+        )
+    if outcome is SubmitOutcome.EXPIRED:
+        raise Gone(f"{used} and its result is no longer kept")
+    return promise(submission.request_id)
+
+
+def promise(request_id: str) -> Json:
+    """The answer that every submission gives at once."""
+    owner_id = request_id.rpartition(":")[0]
+    return {"request_id": request_id, "model_id": owner_id}
+
+
+async def is_first_try(services: Services, request_id: str) -> bool:
+    """Whether no future stands behind this request yet.
+
+    Checks against what the request itself changes, such as a checkpoint's name being taken, hold
+    for the first try only: a retry must find its future and not be refused by its own effect.
+    """
+    return await services.store.futures.get(request_id) is None
+
+
+def derived_seed(request_id: str) -> int:
+    """A seed for a request that sent none: a retry after a crash draws the same numbers."""
+    return int.from_bytes(hashlib.sha256(request_id.encode()).digest()[:8], "little")

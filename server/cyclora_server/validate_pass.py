@@ -1,0 +1,167 @@
+"""What a forward or forward_backward may consist of: pure checks on decoded data.
+
+Every refusal names what was wrong, the offending value, and what would be accepted. The checks are
+complete on purpose: data that passed here and still cannot run would fail inside a cycle that other
+tenants share.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from cyclora_core.errors import UserError
+from cyclora_core.operations import Datum, PassBody
+from cyclora_core.payload import Array
+from cyclora_core.types import BaseModelInfo
+
+MAX_TARGETS_PER_POSITION = 256
+"""K of top-K targets [N, K]; each costs a logprob per position."""
+
+_CLIP = frozenset({"clip_low_threshold", "clip_high_threshold"})
+_POLICY_INPUTS = frozenset({"target_tokens", "logprobs", "advantages"})
+
+
+@dataclass(frozen=True, slots=True)
+class LossRule:
+    """What one loss function takes."""
+
+    inputs: frozenset[str]
+    optional_inputs: frozenset[str] = frozenset()
+    config: frozenset[str] = frozenset()
+    takes_top_k: bool = False
+
+
+LOSS_RULES = {
+    "cross_entropy": LossRule(frozenset({"target_tokens", "weights"}), takes_top_k=True),
+    "importance_sampling": LossRule(_POLICY_INPUTS),
+    "ppo": LossRule(_POLICY_INPUTS, _CLIP, _CLIP),
+    "cispo": LossRule(_POLICY_INPUTS, _CLIP, _CLIP),
+    "dro": LossRule(_POLICY_INPUTS, config=frozenset({"beta"})),
+}
+
+_NOT_SUPPORTED = frozenset({"gspo", "stable_reinforce", "custom"})
+
+
+def check_loss_fn(loss_fn: str) -> LossRule:
+    """The rule of a loss function by its name.
+
+    Raises:
+        UserError: it is unknown, or known to Tinker and not supported here.
+    """
+    if loss_fn in _NOT_SUPPORTED:
+        raise UserError(
+            f"loss_fn {loss_fn!r} is not supported by this server; use ppo or importance_sampling"
+        )
+    if loss_fn not in LOSS_RULES:
+        known = ", ".join(LOSS_RULES)
+        raise UserError(f"loss_fn {loss_fn[:60]!r} is unknown; expected one of {known}")
+    return LOSS_RULES[loss_fn]
+
+
+def check_pass(body: PassBody, base: BaseModelInfo) -> None:
+    """Refuse a pass that could not run.
+
+    Raises:
+        UserError: with the first thing that is wrong.
+    """
+    rule = check_loss_fn(body.loss_fn)
+    _check_config(body, rule)
+    if not body.data:
+        raise UserError("data is empty; expected at least one datum")
+    for i, datum in enumerate(body.data):
+        _check_datum(f"data[{i}]", datum, body.loss_fn, rule, base)
+
+
+def check_tokens(where: str, tokens: Array, vocab_size: int) -> None:
+    """Refuse token ids that the base model has no embedding for."""
+    if tokens.size and (tokens.min() < 0 or tokens.max() >= vocab_size):
+        bad = tokens[(tokens < 0) | (tokens >= vocab_size)][0]
+        raise UserError(f"{where} has token id {bad}; expected 0..{vocab_size - 1}")
+
+
+def _check_config(body: PassBody, rule: LossRule) -> None:
+    for name, value in body.loss_fn_config.items():
+        if name not in rule.config:
+            raise UserError(
+                f"loss_fn_config has {name[:60]!r}, which {body.loss_fn} does not take; "
+                f"expected {_names(rule.config)}"
+            )
+        if not math.isfinite(value):
+            raise UserError(f"loss_fn_config[{name!r}] is {value}; expected a finite number")
+    low = body.loss_fn_config.get("clip_low_threshold", -math.inf)
+    high = body.loss_fn_config.get("clip_high_threshold", math.inf)
+    if low > high:
+        raise UserError(
+            f"clip_low_threshold {low} is above clip_high_threshold {high}; they bound the "
+            "probability ratio from below and above"
+        )
+
+
+def _check_datum(
+    where: str, datum: Datum, loss_fn: str, rule: LossRule, base: BaseModelInfo
+) -> None:
+    num_tokens = datum.tokens.size
+    if num_tokens == 0:
+        raise UserError(f"{where} has an empty model_input; expected at least one token")
+    if num_tokens > base.max_context_length:
+        raise UserError(
+            f"{where} has {num_tokens} tokens; {base.name} takes at most {base.max_context_length}"
+        )
+    check_tokens(f"{where}.model_input", datum.tokens, base.vocab_size)
+    missing = rule.inputs - datum.loss_fn_inputs.keys()
+    if missing:
+        raise UserError(
+            f"{where} lacks loss_fn_inputs {_names(missing)}; {loss_fn} needs {_names(rule.inputs)}"
+        )
+    unknown = datum.loss_fn_inputs.keys() - rule.inputs - rule.optional_inputs
+    if unknown:
+        accepted = _names(rule.inputs | rule.optional_inputs)
+        raise UserError(
+            f"{where} has loss_fn_inputs {_names(unknown)}, which {loss_fn} does not take; "
+            f"expected {accepted}"
+        )
+    targets = datum.loss_fn_inputs["target_tokens"]
+    _check_targets(f"{where}.target_tokens", targets, num_tokens, loss_fn, rule)
+    check_tokens(f"{where}.target_tokens", targets, base.vocab_size)
+    for name, values in datum.loss_fn_inputs.items():
+        if name != "target_tokens":
+            _check_floats(f"{where}.{name}", values, targets.shape)
+
+
+def _check_targets(
+    where: str, targets: Array, num_tokens: int, loss_fn: str, rule: LossRule
+) -> None:
+    if targets.dtype.kind != "i":
+        raise UserError(f"{where} has dtype {targets.dtype.name}; expected int64")
+    if targets.ndim == 2 and not rule.takes_top_k:
+        raise UserError(f"{where} has shape {targets.shape}; {loss_fn} takes [{num_tokens}] only")
+    if targets.shape[0] != num_tokens:
+        raise UserError(
+            f"{where} has {targets.shape[0]} rows; expected {num_tokens}, one per token of "
+            "model_input"
+        )
+    if targets.ndim == 2 and not 1 <= targets.shape[1] <= MAX_TARGETS_PER_POSITION:
+        raise UserError(
+            f"{where} has {targets.shape[1]} targets per position; expected 1 to "
+            f"{MAX_TARGETS_PER_POSITION}"
+        )
+
+
+def _check_floats(where: str, values: Array, shape: tuple[int, ...]) -> None:
+    if values.dtype.kind != "f":
+        raise UserError(f"{where} has dtype {values.dtype.name}; expected float32")
+    if values.shape != shape:
+        raise UserError(
+            f"{where} has shape {list(values.shape)}; expected {list(shape)} like target_tokens"
+        )
+    finite = np.isfinite(values)
+    if not finite.all():
+        bad = values[~finite].flat[0]
+        raise UserError(f"{where} holds {bad}; expected finite numbers")
+
+
+def _names(names: frozenset[str] | set[str]) -> str:
+    return ", ".join(sorted(name[:60] for name in names)) or "nothing"

@@ -1,0 +1,151 @@
+"""Passes and prompts out of the wire format, in two stages.
+
+The first stage reads only what numbers a request; whatever fails there cannot become a future. The
+second decodes its data; what fails there becomes a failed future that uses up the seq_id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from cyclora_core.errors import UserError
+from cyclora_core.operations import Datum, OperationKind, PassBody
+from cyclora_core.payload import Array
+from cyclora_server.problems import InvalidBody
+from cyclora_server.validate_pass import check_loss_fn
+from cyclora_server.wire import bodies, schema, tensors
+from cyclora_server.wire.reading import parse, read_json
+from cyclora_server.wire.tensors import Budget
+
+_MAX_TOKEN = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class PassRequest:
+    """A pass whose number is known and whose data is still encoded."""
+
+    model_id: str
+    seq_id: int
+    kind: OperationKind
+    decode: Callable[[Budget], PassBody]
+    """Decodes the data; raises UserError for what can never be run."""
+
+
+def pass_from_proto(raw: bytes) -> PassRequest:
+    """Read a protobuf ``ForwardBackwardRequest``.
+
+    Raises:
+        InvalidBody: it does not parse, or holds no model_id and seq_id.
+    """
+    try:
+        message = schema.ForwardBackwardRequest.FromString(raw)
+    except DecodeError:
+        raise InvalidBody("the body is not a protobuf ForwardBackwardRequest") from None
+    numbered = parse(bodies.Numbered, {"model_id": message.model_id, "seq_id": message.seq_id})
+    kind = OperationKind.FORWARD if message.forward_only else OperationKind.FORWARD_BACKWARD
+    return PassRequest(
+        numbered.model_id, numbered.seq_id, kind, lambda budget: _decode_proto(message, budget)
+    )
+
+
+def pass_from_json(raw: bytes, input_name: str, kind: OperationKind) -> PassRequest:
+    """Read the JSON form of SDKs before 0.25; ``input_name`` is the field with the data.
+
+    Raises:
+        InvalidBody: it does not parse, or holds no model_id and seq_id.
+    """
+    value = read_json(raw)
+    numbered = parse(bodies.Numbered, value)
+    data = value.get(input_name)
+    return PassRequest(
+        numbered.model_id, numbered.seq_id, kind, lambda budget: _decode_json(data, budget)
+    )
+
+
+def prompt_tokens(model_input: bodies.ModelInput) -> Array:
+    """The tokens of a JSON ``ModelInput``, its chunks end to end."""
+    return _tokens_from_json("prompt", model_input.chunks)
+
+
+def _decode_proto(message: Any, budget: Budget) -> PassBody:
+    check_loss_fn(message.loss_fn)
+    config: dict[str, Any] = dict(message.loss_fn_config)
+    # Newer SDKs send every number twice, and text in the second map only.
+    for name, value in message.loss_fn_config_v2.items():
+        config[name] = getattr(value, value.WhichOneof("value") or "number")
+    data: list[Datum] = []
+    for i, datum in enumerate(message.data):
+        inputs = {
+            name: tensors.from_proto(f"data[{i}].loss_fn_inputs[{name!r}]", tensor, budget)
+            for name, tensor in datum.loss_fn_inputs.items()
+        }
+        data.append(Datum(_tokens_from_proto(f"data[{i}]", datum.model_input), inputs))
+    return PassBody(message.loss_fn, _numbers(config), data)
+
+
+def _decode_json(value: Any, budget: Budget) -> PassBody:
+    body = parse(bodies.PassInput, value)
+    check_loss_fn(body.loss_fn)
+    data: list[Datum] = []
+    for i, datum in enumerate(body.data):
+        inputs = {
+            name: tensors.from_json(f"data[{i}].loss_fn_inputs[{name!r}]", tensor, budget)
+            for name, tensor in datum.loss_fn_inputs.items()
+        }
+        data.append(Datum(_tokens_from_json(f"data[{i}]", datum.model_input.chunks), inputs))
+    return PassBody(body.loss_fn, _numbers(body.loss_fn_config), data)
+
+
+def _numbers(config: Mapping[str, Any]) -> dict[str, float]:
+    for name, value in config.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UserError(
+                f"loss_fn_config[{name[:60]!r}] is {str(value)[:60]!r}; expected a number"
+            )
+    return {name: float(value) for name, value in config.items()}
+
+
+def _tokens_from_proto(where: str, chunks: Sequence[Any]) -> Array:
+    parts: list[Array] = []
+    for chunk in chunks:
+        kind = chunk.WhichOneof("chunk")
+        if kind != "encoded_text":
+            raise _unsupported_chunk(where, kind)
+        tokens = chunk.encoded_text.tokens
+        if len(tokens) % 4:
+            raise UserError(f"{where} has tokens of {len(tokens)} bytes; expected 4 per token")
+        parts.append(np.frombuffer(tokens, np.dtype("<i4")))
+    return _joined(parts)
+
+
+def _tokens_from_json(where: str, chunks: Sequence[Mapping[str, Any]]) -> Array:
+    parts: list[Array] = []
+    for chunk in chunks:
+        kind = chunk.get("type") or ("encoded_text" if "tokens" in chunk else "image")
+        if kind != "encoded_text":
+            raise _unsupported_chunk(where, kind)
+        tokens = tensors.from_json(
+            f"{where} tokens",
+            parse(bodies.TensorData, {"data": chunk.get("tokens"), "dtype": "int64"}),
+            Budget(_MAX_TOKEN),
+        )
+        if tokens.size and (tokens.min() < 0 or tokens.max() > _MAX_TOKEN):
+            raise UserError(f"{where} has a token id outside 0..{_MAX_TOKEN}")
+        parts.append(tokens.astype(np.int32))
+    return _joined(parts)
+
+
+def _joined(parts: list[Array]) -> Array:
+    return np.concatenate(parts) if parts else np.zeros(0, np.int32)
+
+
+def _unsupported_chunk(where: str, kind: Any) -> UserError:
+    return UserError(
+        f"{where} has a chunk of type {str(kind)[:40]!r}; only encoded_text is supported, the "
+        "base models served here read no images or audio"
+    )

@@ -1,0 +1,73 @@
+"""Reading JSON into typed requests, tolerantly.
+
+Unknown fields are ignored, null means absent, and text is made of metadata that is not: all of it
+because several years of SDK versions are to work against one server.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeVar
+
+import pydantic_core
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+
+from cyclora_server.problems import InvalidBody, describe_violations
+
+
+class Body(BaseModel):
+    """Base of all requests."""
+
+    model_config = ConfigDict(extra="ignore", protected_namespaces=(), frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_nulls(cls, value: Any) -> Any:
+        """Null means absent, unless a request knows better."""
+        if not isinstance(value, dict):
+            return value
+        fields: dict[str, Any] = value
+        return {name: item for name, item in fields.items() if item is not None}
+
+
+BodyT = TypeVar("BodyT", bound=Body)
+
+
+def parse(model: type[BodyT], value: Any) -> BodyT:
+    """Read a decoded JSON value as a request.
+
+    Raises:
+        InvalidBody: a field is missing or of the wrong type.
+    """
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise InvalidBody(describe_violations(error.errors(include_url=False))) from None
+
+
+def _stringified(value: Any) -> Any:
+    """Metadata as the responses need it: one value that is no string breaks a whole listing."""
+    if not isinstance(value, dict):
+        return value
+    items: dict[Any, Any] = value
+    return {
+        str(name): item if isinstance(item, str) else _as_text(item) for name, item in items.items()
+    }
+
+
+def _as_text(item: Any) -> str:
+    return str(item).lower() if isinstance(item, bool) else str(item)
+
+
+Metadata = Annotated[dict[str, str], BeforeValidator(_stringified)]
+
+
+def read_json(raw: bytes) -> Any:
+    """Parse a JSON body.
+
+    Raises:
+        InvalidBody: it is not JSON.
+    """
+    try:
+        return pydantic_core.from_json(raw)
+    except ValueError as error:
+        raise InvalidBody(f"the body is not JSON: {error}") from None

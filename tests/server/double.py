@@ -1,0 +1,372 @@
+"""The store's interface in plain Python, for route tests; and builders of what they send.
+
+It keeps what the server hands over and announces what a test settles. Ordering, leases and
+atomicity are the real store's and are tested against a real Valkey.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from cyclora_core import ids, payload
+from cyclora_core.clock import ManualClock
+from cyclora_core.errors import ErrorCategory, NotFound
+from cyclora_core.ids import CheckpointKind, CheckpointPath
+from cyclora_core.operations import LoraConfig, OperationKind, Result
+from cyclora_core.records import (
+    ApiKey,
+    Checkpoint,
+    Completion,
+    Future,
+    FutureState,
+    OperationError,
+    SamplingSession,
+    Session,
+    Submission,
+    SubmitOutcome,
+    Tenant,
+    WorkerStatus,
+)
+from cyclora_core.types import BaseModelInfo, ModelRecord
+
+TENANT = "tenant-a"
+STRANGER = "tenant-b"
+KEY = "tml-key-of-a"
+STRANGER_KEY = "tml-key-of-b"
+ADMIN_KEY = "tml-key-of-admin"
+BASE = BaseModelInfo(
+    name="org/tiny",
+    vocab_size=100,
+    max_context_length=32,
+    eos_token_ids=(0,),
+    architecture="tiny",
+    num_parameters=1000,
+    max_lora_rank=64,
+    tokenizer_path="/models/org/tiny",
+    tokenizer_files=("tokenizer.json",),
+)
+SESSION = "00000000-0000-4000-8000-000000000001"
+MODEL = ids.model_id(SESSION, 0)
+SAMPLER = ids.sampling_session_id(SESSION, 0)
+
+
+class Tenants:
+    def __init__(self) -> None:
+        self.tenants = {name: Tenant(name, name.upper(), 1000) for name in (TENANT, STRANGER)}
+        self.keys = {
+            KEY: ApiKey("key-a", TENANT, "laptop", False, 1000),
+            STRANGER_KEY: ApiKey("key-b", STRANGER, "", False, 1000),
+            ADMIN_KEY: ApiKey("key-admin", TENANT, "", True, 1000),
+        }
+
+    async def create(self, name: str) -> Tenant:
+        tenant = Tenant(f"tenant-{name}", name, 1000)
+        self.tenants[tenant.tenant_id] = tenant
+        return tenant
+
+    async def get(self, tenant_id: str) -> Tenant | None:
+        return self.tenants.get(tenant_id)
+
+    async def list(self) -> list[Tenant]:
+        return list(self.tenants.values())
+
+    async def create_key(self, tenant_id: str, name: str, is_admin: bool) -> tuple[str, ApiKey]:
+        if tenant_id not in self.tenants:
+            raise NotFound(f"tenant {tenant_id!r} does not exist")
+        secret = f"tml-{len(self.keys)}"
+        self.keys[secret] = ApiKey(f"key-{len(self.keys)}", tenant_id, name, is_admin, 1000)
+        return secret, self.keys[secret]
+
+    async def list_keys(self, tenant_id: str | None) -> list[ApiKey]:
+        return [key for key in self.keys.values() if tenant_id in (None, key.tenant_id)]
+
+    async def revoke_key(self, key_id: str) -> bool:
+        for secret, key in self.keys.items():
+            if key.key_id == key_id:
+                self.keys[secret] = dataclasses.replace(key, revoked_at_ms=2000)
+                return True
+        return False
+
+    async def authenticate(self, api_key: str) -> ApiKey | None:
+        key = self.keys.get(api_key)
+        return key if key and key.revoked_at_ms is None else None
+
+
+class Sessions:
+    def __init__(self) -> None:
+        self.records = {SESSION: Session(SESSION, TENANT, 1000, 1000)}
+        self.by_idempotency_key: dict[str, str] = {}
+        self.heartbeats: list[str] = []
+
+    async def create(self, session: Session, idempotency_key: str | None) -> Session:
+        session_id = session.session_id
+        if idempotency_key:
+            session_id = self.by_idempotency_key.setdefault(idempotency_key, session_id)
+        return self.records.setdefault(session_id, session)
+
+    async def get(self, session_id: str) -> Session | None:
+        return self.records.get(session_id)
+
+    async def heartbeat(self, session_id: str) -> None:
+        self.heartbeats.append(session_id)
+
+    async def finish(self, session_id: str, reason: str) -> None:
+        record = self.records[session_id]
+        self.records[session_id] = dataclasses.replace(record, finished_reason=reason)
+
+    async def list(self, tenant_id: str, offset: int, limit: int) -> list[Session]:
+        found = [each for each in self.records.values() if each.tenant_id == tenant_id]
+        return found[::-1][offset : offset + limit]
+
+
+class Sampling:
+    def __init__(self) -> None:
+        session = SamplingSession(SAMPLER, TENANT, SESSION, BASE.name, None, None, 1000)
+        self.records = {SAMPLER: session}
+        self.num_clones = 0
+
+    async def create(self, record: SamplingSession) -> SamplingSession:
+        return self.records.setdefault(record.sampling_session_id, record)
+
+    async def get(self, sampling_session_id: str) -> SamplingSession | None:
+        return self.records.get(sampling_session_id)
+
+    async def join(self, sampling_session_id: str) -> int:
+        assert sampling_session_id in self.records
+        self.num_clones += 1
+        return self.num_clones
+
+    async def of_session(self, session_id: str) -> list[str]:
+        return [key for key, each in self.records.items() if each.session_id == session_id]
+
+
+class Models:
+    def __init__(self) -> None:
+        self.records = {MODEL: model_record()}
+
+    async def get(self, model_id: str) -> ModelRecord | None:
+        return self.records.get(model_id)
+
+    async def list(self, tenant_id: str, offset: int, limit: int) -> tuple[list[ModelRecord], int]:
+        found = [each for each in self.records.values() if each.tenant_id == tenant_id]
+        return found[::-1][offset : offset + limit], len(found)
+
+    async def of_session(self, session_id: str) -> list[str]:
+        return [key for key, each in self.records.items() if each.session_id == session_id]
+
+
+class Futures:
+    def __init__(self) -> None:
+        self.records: dict[str, Future] = {}
+        self.acknowledged: list[str] = []
+        self.order: list[str] = []
+        self._subscribers: list[asyncio.Queue[str]] = []
+
+    async def get(self, request_id: str) -> Future | None:
+        return self.records.get(request_id)
+
+    @asynccontextmanager
+    async def subscribe(self) -> AsyncGenerator[AsyncIterator[str], None]:
+        queue: asyncio.Queue[str] = asyncio.Queue()
+        self._subscribers.append(queue)
+        yield self._announcements(queue)
+
+    async def _announcements(self, queue: asyncio.Queue[str]) -> AsyncIterator[str]:
+        while True:
+            yield await queue.get()
+
+    def announce(self, request_id: str) -> None:
+        for queue in self._subscribers:
+            queue.put_nowait(request_id)
+
+    def settle(
+        self,
+        request_id: str,
+        result: Result | None = None,
+        error: OperationError | None = None,
+        *,
+        announced: bool = True,
+    ) -> None:
+        state = FutureState.FAILED if error else FutureState.DONE
+        data = payload.encode(result.to_payload()) if result else None
+        self.records[request_id] = dataclasses.replace(
+            self.records[request_id], state=state, result=data, error=error
+        )
+        self.order.append(request_id)
+        if announced:
+            self.announce(request_id)
+
+    async def completions(
+        self, sampling_session_id: str, clone_id: int, prev_cursor: int
+    ) -> list[Completion]:
+        found = [
+            Completion(cursor, request_id, self.records[request_id].state)
+            for cursor, request_id in enumerate(self.order, 1)
+            if request_id.startswith(f"{sampling_session_id}:")
+            and int(request_id.rpartition(":")[2]) // 1_000_000_000 == clone_id
+        ]
+        return [each for each in found if each.cursor > prev_cursor]
+
+    async def acknowledge(self, request_ids: Sequence[str]) -> None:
+        self.acknowledged += request_ids
+
+
+class Operations:
+    def __init__(self, futures: Futures, models: Models) -> None:
+        self.submissions: dict[str, Submission] = {}
+        self.expired: set[str] = set()
+        self._futures = futures
+        self._models = models
+
+    async def submit(self, submission: Submission) -> SubmitOutcome:
+        request_id = submission.request_id
+        if request_id in self.expired:
+            return SubmitOutcome.EXPIRED
+        earlier = self.submissions.get(request_id)
+        if earlier is not None:
+            is_same = earlier.body == submission.body
+            return SubmitOutcome.DUPLICATE if is_same else SubmitOutcome.CONFLICT
+        self.submissions[request_id] = submission
+        self._futures.records[request_id] = Future(
+            request_id,
+            submission.tenant_id,
+            submission.owner_id,
+            submission.seq_id,
+            submission.kind,
+            FutureState.FAILED if submission.error else FutureState.PENDING,
+            error=submission.error,
+        )
+        if submission.new_model is not None:
+            self._models.records[submission.owner_id] = model_record(
+                model_id=submission.owner_id,
+                tenant_id=submission.tenant_id,
+                lora=submission.new_model.lora,
+                user_metadata=dict(submission.new_model.user_metadata),
+            )
+        return SubmitOutcome.ACCEPTED
+
+
+class Checkpoints:
+    def __init__(self) -> None:
+        self.records: dict[str, Checkpoint] = {}
+
+    def put(self, checkpoint: Checkpoint) -> Checkpoint:
+        self.records[checkpoint.path] = checkpoint
+        return checkpoint
+
+    async def get(self, path: str) -> Checkpoint | None:
+        return self.records.get(path)
+
+    async def of_model(self, model_id: str) -> list[Checkpoint]:
+        return [each for each in self.records.values() if each.model_id == model_id][::-1]
+
+    async def list(self, tenant_id: str, offset: int, limit: int) -> tuple[list[Checkpoint], int]:
+        found = [each for each in self.records.values() if each.tenant_id == tenant_id]
+        return found[::-1][offset : offset + limit], len(found)
+
+    async def delete(self, path: str) -> bool:
+        return self.records.pop(path, None) is not None
+
+
+class BaseModels:
+    def __init__(self) -> None:
+        self.records = {BASE.name: BASE}
+
+    async def get(self, name: str) -> BaseModelInfo | None:
+        return self.records.get(name)
+
+    async def list(self) -> list[BaseModelInfo]:
+        return list(self.records.values())
+
+
+class Workers:
+    def __init__(self) -> None:
+        self.records = [WorkerStatus("worker-1", BASE.name, 1000, True, None, {"name": "w"})]
+
+    async def list(self) -> list[WorkerStatus]:
+        return self.records
+
+
+class StoreDouble:
+    """All parts of the store that the server uses."""
+
+    def __init__(self) -> None:
+        self.tenants = Tenants()
+        self.sessions = Sessions()
+        self.sampling = Sampling()
+        self.models = Models()
+        self.futures = Futures()
+        self.operations = Operations(self.futures, self.models)
+        self.checkpoints = Checkpoints()
+        self.base_models = BaseModels()
+        self.workers = Workers()
+
+    def submitted(self, request_id: str) -> Submission:
+        return self.operations.submissions[request_id]
+
+
+class StorageDouble:
+    """Files of one base model; remembers what was deleted."""
+
+    def __init__(self) -> None:
+        self.deleted: list[str] = []
+
+    def tokenizer_file(self, base_model: str, name: str) -> bytes:
+        assert base_model == BASE.name
+        return f"contents of {name}".encode()
+
+    def delete_checkpoint(self, path: CheckpointPath) -> None:
+        self.deleted.append(str(path))
+
+
+def model_record(**changes: Any) -> ModelRecord:
+    record = ModelRecord(
+        model_id=MODEL,
+        tenant_id=TENANT,
+        session_id=SESSION,
+        base_model=BASE.name,
+        lora=LoraConfig(lora_rank=8),
+        created_at_ms=1000,
+        last_request_at_ms=2000,
+        applied_seq_id=0,
+        snapshot_seq_id=-1,
+        worker_id=None,
+        epoch=0,
+        user_metadata={},
+    )
+    return dataclasses.replace(record, **changes)
+
+
+def checkpoint(
+    name: str = "final", kind: CheckpointKind = CheckpointKind.TRAINING, **changes: Any
+) -> Checkpoint:
+    record = Checkpoint(
+        path=str(CheckpointPath(MODEL, kind, name)),
+        tenant_id=TENANT,
+        model_id=MODEL,
+        kind=kind,
+        name=name,
+        base_model=BASE.name,
+        lora=LoraConfig(lora_rank=8),
+        has_optimizer=kind is CheckpointKind.TRAINING,
+        num_bytes=123,
+        created_at_ms=1000,
+    )
+    return dataclasses.replace(record, **changes)
+
+
+def pending(request_id: str, kind: OperationKind = OperationKind.OPTIM_STEP) -> Future:
+    owner_id, _, seq_id = request_id.rpartition(":")
+    return Future(request_id, TENANT, owner_id, int(seq_id), kind, FutureState.PENDING)
+
+
+def user_error(message: str = "bad") -> OperationError:
+    return OperationError(message, ErrorCategory.USER)
+
+
+def manual_clock() -> ManualClock:
+    return ManualClock(10_000)

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from server.double import ADMIN_KEY, BASE, KEY, STRANGER, TENANT
+
+
+@pytest.fixture
+def admin(client: httpx.AsyncClient) -> httpx.AsyncClient:
+    client.headers["X-API-Key"] = ADMIN_KEY
+    return client
+
+
+async def test_a_new_tenant_is_listed(admin: httpx.AsyncClient) -> None:
+    created = (await admin.post("/admin/v1/tenants", json={"name": "lab"})).json()
+
+    listed = (await admin.get("/admin/v1/tenants")).json()["tenants"]
+
+    assert created["name"] == "lab"
+    assert created in listed
+
+
+async def test_a_tenant_needs_a_name(admin: httpx.AsyncClient) -> None:
+    assert (await admin.post("/admin/v1/tenants", json={"name": ""})).status_code == 422
+
+
+async def test_a_new_key_is_shown_once_and_works(admin: httpx.AsyncClient) -> None:
+    body = {"tenant_id": STRANGER, "name": "ci"}
+    created = (await admin.post("/admin/v1/keys", json=body)).json()
+
+    listed = await admin.get("/admin/v1/keys", params={"tenant_id": STRANGER})
+    used = await admin.get("/api/v1/sessions", headers={"X-API-Key": created["api_key"]})
+
+    assert used.status_code == 200
+    assert created["api_key"] not in listed.text
+    assert created["key_id"] in [key["key_id"] for key in listed.json()["keys"]]
+
+
+async def test_a_key_of_no_tenant_is_refused(admin: httpx.AsyncClient) -> None:
+    answer = await admin.post("/admin/v1/keys", json={"tenant_id": "nobody"})
+
+    assert answer.status_code == 404
+
+
+async def test_a_revoked_key_stops_working_and_stays_listed(admin: httpx.AsyncClient) -> None:
+    assert (await admin.delete("/admin/v1/keys/key-a")).status_code == 200
+
+    used = await admin.get("/api/v1/sessions", headers={"X-API-Key": KEY})
+    listed = await admin.get("/admin/v1/keys", params={"tenant_id": TENANT})
+
+    assert used.status_code == 401
+    [key] = [key for key in listed.json()["keys"] if key["key_id"] == "key-a"]
+    assert key["revoked_at"] is not None
+
+
+async def test_revoking_an_unknown_key_is_not_found(admin: httpx.AsyncClient) -> None:
+    assert (await admin.delete("/admin/v1/keys/key-x")).status_code == 404
+
+
+async def test_workers_and_base_models_are_shown(admin: httpx.AsyncClient) -> None:
+    workers = (await admin.get("/admin/v1/workers")).json()["workers"]
+    base_models = (await admin.get("/admin/v1/base_models")).json()["base_models"]
+
+    assert [(each["worker_id"], each["is_alive"]) for each in workers] == [("worker-1", True)]
+    assert [each["name"] for each in base_models] == [BASE.name]

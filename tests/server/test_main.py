@@ -1,0 +1,71 @@
+"""A server process as it is run, against a real Valkey."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import uuid
+from pathlib import Path
+
+import httpx
+import pytest
+
+from cyclora_core.store import Store
+
+
+async def next_event(process: asyncio.subprocess.Process, event: str) -> None:
+    """Read the log up to a line; a process that ends first fails the test."""
+    assert process.stderr is not None
+    log = b""
+    while line := await process.stderr.readline():
+        log += line
+        if line.startswith(b"{") and json.loads(line).get("event") == event:
+            return
+    pytest.fail(log.decode()[-3000:])
+
+
+async def test_a_server_tells_its_port_and_ends_in_order_when_it_is_stopped(
+    redis_url: str, tmp_path: Path
+) -> None:
+    prefix = f"test-{uuid.uuid4().hex[:12]}"
+    store = await Store.open(redis_url, prefix)
+    tenant = await store.tenants.create("lab")
+    key, _ = await store.tenants.create_key(tenant.tenant_id, "test")
+    ready_file = tmp_path / "ready.json"
+    environment = {
+        **os.environ,
+        "CYCLORA_REDIS_URL": redis_url,
+        "CYCLORA_KEY_PREFIX": prefix,
+        "CYCLORA_STORAGE_URL": str(tmp_path),
+        "CYCLORA_PORT": "0",
+        "CYCLORA_READY_FILE": str(ready_file),
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "cyclora_server",
+        env=environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        await next_event(process, "server listening")
+        ready = json.loads(ready_file.read_text())
+        assert ready["pid"] == process.pid
+
+        url = f"http://127.0.0.1:{ready['port']}"
+        async with httpx.AsyncClient(base_url=url, headers={"X-API-Key": key}) as client:
+            assert (await client.get("/api/v1/sessions")).status_code == 200
+
+        process.send_signal(signal.SIGTERM)
+        output, _ = await process.communicate()
+        assert process.returncode == 0
+        assert output == b""
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        await store.close()
