@@ -78,6 +78,8 @@ class Checkpoint:
     has_optimizer: bool
     num_bytes: int
     created_at_ms: int
+    request_id: str = ""
+    """The save that made it; running that one again replaces its own files only."""
     is_listed: bool = True
     expires_at_ms: int | None = None
     user_metadata: Mapping[str, str] = field(default_factory=dict[str, str])

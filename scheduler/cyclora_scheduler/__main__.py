@@ -8,10 +8,10 @@ import os
 import signal
 
 import structlog
+
 from cyclora_core.clock import SystemClock
 from cyclora_core.logs import configure_logs
 from cyclora_core.store import Store
-
 from cyclora_scheduler.loop import Scheduler
 from cyclora_scheduler.settings import SchedulerSettings
 

@@ -7,11 +7,11 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import structlog
+
 from cyclora_core.clock import Clock
 from cyclora_core.store import Store
 from cyclora_core.types import Cycle
 from cyclora_core.waiting import Waiting, WorkerState
-
 from cyclora_scheduler.planner import Budget, Credits, Plan, plan_cycle
 from cyclora_scheduler.settings import SchedulerSettings
 

@@ -23,7 +23,6 @@ from cyclora_core.types import (
     PlannedSample,
 )
 from cyclora_core.waiting import Assignment, Waiting, WaitingModel, WaitingSample
-
 from cyclora_scheduler.fairness import take_fairly
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from cyclora_core import ids
 from cyclora_core.errors import UserError
 from cyclora_core.ids import CheckpointKind, CheckpointPath

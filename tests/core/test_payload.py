@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import zstandard
+
 from cyclora_core import payload
 from cyclora_core.errors import PayloadTooLarge
 from cyclora_core.operations import (

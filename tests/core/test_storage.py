@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from cyclora_core.errors import NotFound
 from cyclora_core.ids import CheckpointKind, CheckpointPath
 from cyclora_core.storage import Storage, is_base_model_name

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
+
 from core.builders import BASE_MODEL, add_worker, sample, submission, submit
 from core.test_store_operations import CREATE, PASS, assign, gathered
 from cyclora_core import ids

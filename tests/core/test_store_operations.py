@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+
 from core.builders import BASE_MODEL, add_worker, model_id, sample, submission, submit
 from cyclora_core.errors import ErrorCategory, FencedOut, ServerError
 from cyclora_core.operations import OperationKind

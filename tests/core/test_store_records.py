@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+
 from core.builders import SESSION_ID, model_id, submission, submit
 from core.test_store_operations import CREATE
 from cyclora_core import ids
 from cyclora_core.clock import ManualClock
-from cyclora_core.errors import NotFound
+from cyclora_core.errors import NotFound, Unavailable
 from cyclora_core.ids import CheckpointKind, CheckpointPath
 from cyclora_core.operations import LoraConfig
 from cyclora_core.records import Checkpoint, SamplingSession, Session
-from cyclora_core.store import Store
+from cyclora_core.store import Store, connection
 
 
 def session(session_id: str = SESSION_ID, at_ms: int = 1) -> Session:
@@ -153,3 +156,12 @@ async def test_a_deleted_checkpoint_is_gone_from_every_list(store: Store) -> Non
 
     assert await store.checkpoints.list("tenant-a", 0, 10) == ([], 0)
     assert not await store.checkpoints.delete(checkpoint("a", 1).path)
+
+
+async def test_a_store_that_does_not_answer_is_unavailable(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(connection, "_MAX_RETRIES", 0)
+
+    with pytest.raises(Unavailable, match="does not answer"):
+        await Store.open(f"unix://{tmp_path}/nobody.sock")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from cyclora_scheduler.fairness import take_fairly
 from hypothesis import given
 from hypothesis import strategies as st
+
+from cyclora_scheduler.fairness import take_fairly
 
 COSTS = st.dictionaries(
     st.sampled_from("abcdef"), st.lists(st.integers(0, 3000), max_size=8), max_size=6

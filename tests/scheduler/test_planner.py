@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from cyclora_core.operations import OperationKind
 from cyclora_core.types import DatumRange, PendingOperation
 from cyclora_core.waiting import Waiting, WaitingModel, WaitingSample
 from cyclora_scheduler.planner import Budget, Credits, Plan, plan_cycle
-from hypothesis import given
-from hypothesis import strategies as st
 
 PASS = OperationKind.FORWARD_BACKWARD
 FORWARD = OperationKind.FORWARD

@@ -39,7 +39,7 @@ class Store:
         """Connect, and fail now rather than at the first request if nobody answers.
 
         Raises:
-            redis.exceptions.ConnectionError: nothing answers at ``redis_url``.
+            Unavailable: nothing answers at ``redis_url``.
         """
         store = cls(Connection.open(redis_url, key_prefix, clock or SystemClock()))
         await store.ping()

@@ -7,6 +7,7 @@ from importlib import resources
 from typing import Any
 
 import redis.asyncio as aioredis
+from redis.asyncio.client import Pipeline
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import BusyLoadingError
@@ -14,6 +15,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from cyclora_core.clock import Clock
+from cyclora_core.errors import Unavailable
 from cyclora_core.store.keys import Keys
 
 # Every script is safe to run twice, so a lost answer is simply asked for again; a restart of
@@ -21,6 +23,32 @@ from cyclora_core.store.keys import Keys
 _MAX_RETRIES = 20
 _RETRY_CAP_S = 1.0
 _RETRY_BASE_S = 0.02
+
+
+_GONE = (RedisConnectionError, RedisTimeoutError, BusyLoadingError)
+
+
+class _Pipeline(Pipeline):
+    """Says in our words that Redis does not answer."""
+
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:
+        try:
+            return await super().execute(raise_on_error)
+        except _GONE as error:
+            raise Unavailable("the store does not answer; try again later") from error
+
+
+class _Client(aioredis.Redis):
+    """Says in our words that Redis does not answer, after all retries."""
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        try:
+            return await super().execute_command(*args, **options)
+        except _GONE as error:
+            raise Unavailable("the store does not answer; try again later") from error
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
+        return _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
 
 
 class Connection:
@@ -34,10 +62,10 @@ class Connection:
 
     @classmethod
     def open(cls, redis_url: str, key_prefix: str, clock: Clock) -> Connection:
-        client = aioredis.Redis.from_url(
+        client = _Client.from_url(
             redis_url,
             retry=Retry(ExponentialBackoff(cap=_RETRY_CAP_S, base=_RETRY_BASE_S), _MAX_RETRIES),
-            retry_on_error=[RedisConnectionError, RedisTimeoutError, BusyLoadingError],
+            retry_on_error=list(_GONE),
             health_check_interval=15,
         )
         return cls(client, Keys(key_prefix), clock)

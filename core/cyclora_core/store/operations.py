@@ -170,6 +170,8 @@ class Operations:
         self, model_id: str, first_seq_id: int, last_seq_id: int
     ) -> list[PlannedOperation]:
         """The settled operations that make up a model's state; failed ones changed nothing."""
+        if last_seq_id < first_seq_id:
+            return []
         failed = {int(row) for row in await self._redis.smembers(self._keys.failed(model_id))}
         return [
             operation

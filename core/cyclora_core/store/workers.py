@@ -79,6 +79,14 @@ class Workers:
         )
         return reply == b"alive"
 
+    async def retire(self, worker_id: str) -> None:
+        """Give the lease up at once, so that what is unfinished moves on without waiting."""
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.delete(self._keys.worker_lease(worker_id))
+            pipe.lpush(self._keys.wake(), 1)
+            pipe.ltrim(self._keys.wake(), 0, 0)
+            await pipe.execute()
+
     async def claim(self, worker_id: str, last_cycle_id: int, wait_s: float) -> Cycle | None:
         """The worker's next cycle, waiting for it up to ``wait_s`` (0 looks once).
 

@@ -36,7 +36,11 @@ while applied < logged do
   if not cjson.decode(row[1][2][2]).is_refused then break end
   applied = applied + 1
 end
-redis.call('HSET', KEYS[1], 'applied_seq_id', applied, 'partial_seq_id', -1)
+redis.call('HSET', KEYS[1], 'applied_seq_id', applied)
+-- Steps before a spread pass settle while its first part is already noted: leave that alone.
+if redis.call('HGET', KEYS[1], 'partial_seq_id') == ARGV[3] then
+  redis.call('HSET', KEYS[1], 'partial_seq_id', -1)
+end
 if applied >= logged then
   redis.call('SREM', KEYS[5], ARGV[12])
 end
