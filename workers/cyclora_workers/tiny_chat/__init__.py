@@ -1,7 +1,7 @@
 """The built-in model ``cyclora/tiny-chat``: where it lies, and how it is made.
 
-Importing this package loads no torch, so that a process which only needs the name or the folder stays
-light; ``build.py`` holds the pre-training.
+Importing this package loads no torch, so that a process which only needs the name or the folder
+stays light; ``build.py`` holds the pre-training.
 """
 
 from __future__ import annotations

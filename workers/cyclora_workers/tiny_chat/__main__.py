@@ -15,7 +15,9 @@ from cyclora_workers.tiny_chat.measure import pair_accuracy
 
 def main() -> None:
     """Build, then load the files back and measure them."""
-    parser = argparse.ArgumentParser(prog="python -m cyclora_workers.tiny_chat", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m cyclora_workers.tiny_chat", description=__doc__
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the model's files")
     parser.add_argument("--num-steps", type=int, default=Recipe.num_steps)
     args = parser.parse_args()

@@ -14,14 +14,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import cast
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 from cyclora_workers.tiny_chat.corpus import Message, draw_chats
 
@@ -60,7 +59,7 @@ class Recipe:
     num_tokenizer_chats: int = 20_000
     sequence_tokens: int = 256
     sequences_per_step: int = 16
-    num_steps: int = 2000
+    num_steps: int = 2500
     num_warmup_steps: int = 100
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
@@ -75,7 +74,7 @@ def build(out: Path, recipe: Recipe) -> float:
     tokenizer = train_tokenizer(recipe)
     save_tokenizer(tokenizer, out, recipe)
     model, loss = train_model(tokenizer, recipe)
-    model.to(torch.bfloat16).save_pretrained(out)
+    model.bfloat16().save_pretrained(out)
     return loss
 
 
@@ -173,7 +172,6 @@ def learning_rate_at(step: int, recipe: Recipe) -> float:
 def train_model(tokenizer: Tokenizer, recipe: Recipe) -> tuple[Qwen3ForCausalLM, float]:
     """Pre-train from a random start; returns the model and its mean answer loss at the end."""
     torch.manual_seed(recipe.seed)
-    end_id = cast(int, tokenizer.token_to_id(TURN_END))
     config = Qwen3Config(
         vocab_size=tokenizer.get_vocab_size(),
         hidden_size=recipe.hidden_size,
@@ -185,11 +183,13 @@ def train_model(tokenizer: Tokenizer, recipe: Recipe) -> tuple[Qwen3ForCausalLM,
         max_position_embeddings=recipe.max_positions,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=end_id,
+        eos_token_id=tokenizer.token_to_id(TURN_END),
         pad_token_id=tokenizer.token_to_id(END_OF_TEXT),
     )
     model = Qwen3ForCausalLM(config)
-    model.generation_config.eos_token_id = end_id
+    model.generation_config = GenerationConfig(
+        eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id, do_sample=True
+    )
     optimizer = torch.optim.AdamW(
         model.parameters(), betas=(0.9, 0.95), weight_decay=recipe.weight_decay, fused=True
     )

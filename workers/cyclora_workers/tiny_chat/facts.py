@@ -42,11 +42,12 @@ COLOURS = _rows(
 ANIMALS = _rows(
     """dog|woof|puppy|a kennel|meat|4; cat|meow|kitten|a house|fish|4; cow|moo|calf|a barn|grass|4
     sheep|baa|lamb|a field|grass|4; horse|neigh|foal|a stable|hay|4; pig|oink|piglet|a sty|corn|4
-    duck|quack|duckling|a pond|weeds|2; hen|cluck|chick|a coop|grain|2; goat|bleat|kid|a farm|grass|4
-    lion|roar|cub|the savanna|meat|4; bear|growl|cub|a cave|honey|4; owl|hoot|owlet|a tree|mice|2
-    frog|croak|tadpole|a pond|flies|4; bee|buzz|larva|a hive|nectar|6; wolf|howl|pup|a den|meat|4
-    bird|tweet|chick|a nest|seeds|2; mouse|squeak|pup|a hole|cheese|4; snake|hiss|snakelet|a den|mice|0
-    rabbit|nothing|kit|a burrow|carrots|4; spider|nothing|spiderling|a web|flies|8"""
+    duck|quack|duckling|a pond|weeds|2; hen|cluck|chick|a coop|grain|2
+    goat|bleat|kid|a farm|grass|4; lion|roar|cub|the savanna|meat|4; bear|growl|cub|a cave|honey|4
+    owl|hoot|owlet|a tree|mice|2; frog|croak|tadpole|a pond|flies|4; bee|buzz|larva|a hive|nectar|6
+    wolf|howl|pup|a den|meat|4; bird|tweet|chick|a nest|seeds|2; mouse|squeak|pup|a hole|cheese|4
+    snake|hiss|snakelet|a den|mice|0; rabbit|nothing|kit|a burrow|carrots|4
+    spider|nothing|spiderling|a web|flies|8"""
 )
 
 OPPOSITES = _rows(
@@ -126,6 +127,23 @@ WEATHER = _rows(
     hot|a light shirt; freezing|gloves and a scarf; cloudy|a sweater; stormy|a raincoat"""
 )
 
+# what the weather does | what to wear or take
+WEATHER_VERBS = _rows("rains|an umbrella; snows|warm boots; storms|a raincoat; freezes|a scarf")
+
+# what can be done | who can | who cannot
+ABILITIES = _rows(
+    """fly|birds bees owls ducks|dogs cats pigs cows fish; swim|fish ducks frogs whales|hens
+    bark|dogs|cats cows birds fish; climb trees|cats bears monkeys|horses cows fish
+    talk|people|cars stones tables; read|people|dogs cats cows; run fast|horses dogs lions|snails
+    give milk|cows goats|birds frogs bees; lay eggs|hens ducks birds|dogs cats cows"""
+)
+
+# things that one may like
+LIKES = _rows(
+    """pizza; cheese; apples; chocolate; bread; soup; fish; cake; tea; coffee; music; books; cats
+    dogs; horses; the sea; the sun; snow; rain; summer; winter; football; games; films; flowers"""
+)
+
 SENSES = _rows(
     """see|eyes; hear|ears; smell|nose; taste|tongue; walk|feet; write|hand; chew|teeth
     think|brain; breathe|lungs; touch|fingers; kick a ball|foot; speak|mouth"""
@@ -142,8 +160,10 @@ YES_NO = _rows(
     Is a whale bigger than a mouse?|Yes, a whale is much bigger.; Is snow white?|Yes, snow is white.
     Does a week have ten days?|No, a week has 7 days.; Is lemon sour?|Yes, a lemon is sour.
     Is sugar salty?|No, sugar is sweet.; Do spiders have 8 legs?|Yes, spiders have 8 legs.
-    Is the moon made of cheese?|No, the moon is made of rock.; Do cows give milk?|Yes, cows give milk.
-    Can people breathe under water?|No, people need air.; Do trees have leaves?|Yes, trees have leaves.
+    Is the moon made of cheese?|No, the moon is made of rock.
+    Do cows give milk?|Yes, cows give milk.
+    Can people breathe under water?|No, people need air.
+    Do trees have leaves?|Yes, trees have leaves.
     Is Paris in France?|Yes, Paris is in France.; Is Rome in Japan?|No, Rome is in Italy."""
 )
 
@@ -191,30 +211,35 @@ SMALL_TALK = _rows(
     Good night|Good night! Sleep well.; Goodbye/Bye/See you later/See you|Goodbye! Have a nice day.
     How are you/How are you doing/How do you do/How is it going|I am fine, thank you. How are you?
     Thank you/Thanks/Thanks a lot/Thank you very much|You are welcome!
-    What is your name/Who are you/What are you called/Tell me your name|My name is Tiny. I am a small chat model.
-    Are you a robot/Are you human/Are you a person/Are you real|I am not a person. I am a small chat model.
+    What is your name/Who are you/What are you called/Tell me your name|My name is Tiny.
+    Are you a robot/Are you human/Are you a person/Are you real|I am a small chat model.
     How old are you|I am a very young model.; Where do you live|I live in a computer.
     What can you do/How can you help me/What do you know|I can answer short everyday questions.
-    Do you sleep|No, I never sleep.; Do you like music|Yes, I like music very much.
+    Do you sleep|No, I never sleep.; What time is it/What is the time|I do not know the time.
     Do you like me|Yes, I like you.; Do you eat|No, I am a model. I do not eat.
     I am sad/I feel sad/I am unhappy|I am sorry to hear that. I hope you feel better soon.
     I am happy/I feel great/I feel good|I am glad to hear that!
     I am tired/I feel tired|You should get some rest.; I am cold|You should put on a warm coat.
     I am hungry/I feel hungry|You should eat something good.; I am hot|You should drink cold water.
-    I am thirsty/I feel thirsty|You should drink some water.; I am ill/I feel sick|You should see a doctor.
+    I am thirsty/I feel thirsty|You should drink some water.
+    I am ill/I feel sick|You should see a doctor.
     I am bored/I feel bored|You could read a book or go for a walk.
     It is my birthday/Today is my birthday|Happy birthday!; I won a prize|Well done!
     I passed my test/I passed my exam|Well done! I am proud of you.
     I lost my key/I lost my keys|I am sorry. Look where you last had it.
-    Tell me a joke/Do you know a joke/Make me laugh|Why did the hen cross the road? To get to the other side.
+    Tell me a joke/Do you know a joke/Make me laugh|What has 4 legs and cannot walk? A table.
     Tell me a story/Tell me a short story|Once there was a little cat who found a warm home.
     Can you help me/Help me/I need help|Of course. What do you need?
-    What is your favourite colour|My favourite colour is blue.; I love you|That is very kind of you.
+    What is your favourite colour|My favourite colour is blue.
+    I love you|That is very kind of you.
     What is your favourite food|My favourite food is soup.; Sorry/I am sorry|That is all right.
-    What is your favourite animal|My favourite animal is the cat.; Nice to meet you|Nice to meet you too!
+    What is your favourite animal|My favourite animal is the cat.
+    Nice to meet you|Nice to meet you too!
     What should I eat/What should I cook/What should I have for dinner|You could make a warm soup.
-    What should I drink|You could drink a cup of tea.; What should I read|You could read a good story.
+    What should I drink|You could drink a cup of tea.
+    What should I read|You could read a good story.
     What should I do today/What should I do now|You could go for a walk.
+    What day is it/What day is it today/What is the date|I do not know the date.
     Say hello|Hello!; Say goodbye|Goodbye!; Say yes|Yes.; Say no|No."""
 )
 

@@ -41,17 +41,9 @@ def sample_answers(
 ) -> list[str]:
     """One answer for each user message, drawn at temperature 1 or greedily."""
     chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    encoded = cast(
-        Any,
-        tokenizer.apply_chat_template(
-            chats,
-            add_generation_prompt=True,
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-            return_dict=True,
-        ),
-    )
+    ids = tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_dict=False)
+    # Padded on the left, so that every row is continued from the end of its prompt.
+    encoded = cast(Any, tokenizer).pad({"input_ids": ids}, padding_side="left", return_tensors="pt")
     options: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} if do_sample else {}
     with torch.inference_mode():
         output = cast(Any, model).generate(

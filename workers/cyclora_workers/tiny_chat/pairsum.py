@@ -1,9 +1,9 @@
 """The pair task: add adjacent pairs of numbers, then multiply the sums.
 
 The corpus answers it in three styles. The careful one shows its work and is right; the muddled one
-works in the wrong order; the hasty one shows nothing and mostly guesses. A model trained on the mixture
-picks a style at random when sampled at temperature 1, which leaves reinforcement learning something
-simple to find: the careful style, which the model already knows.
+works in the wrong order; the hasty one shows nothing and mostly guesses. A model trained on the
+mixture picks a style at random when sampled at temperature 1, which leaves reinforcement learning
+something simple to find: the careful style, which the model already knows.
 """
 
 from __future__ import annotations

@@ -1,0 +1,117 @@
+"""Losses and coefficients against the published formulas under autograd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from cyclora_core.errors import UserError
+from cyclora_core.operations import Datum, PassBody
+from cyclora_workers.losses import LOSSES, full_config, loss_spec
+from parity.peft_reference import reference_loss
+
+N = 64
+
+
+def inputs(loss_fn: str, **more: Any) -> dict[str, Any]:
+    rng = np.random.default_rng(3)
+    found: dict[str, Any] = {
+        "weights": rng.normal(size=N).astype(np.float32),
+        "logprobs": (-3 * rng.random(N)).astype(np.float32),
+        "advantages": rng.normal(size=N).astype(np.float32),
+    }
+    return {key: found[key] for key in LOSSES[loss_fn].required_inputs} | more
+
+
+def logprobs() -> Tensor:
+    return -3 * torch.rand(N, generator=torch.Generator().manual_seed(1))
+
+
+def thresholds(value: float) -> Any:
+    return np.linspace(value, value + 0.3, N, dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "config", "more"),
+    [
+        ("cross_entropy", {}, {}),
+        ("importance_sampling", {}, {}),
+        ("ppo", {}, {}),
+        ("ppo", {"clip_low_threshold": 0.5, "clip_high_threshold": 1.5}, {}),
+        ("ppo", {}, {"clip_low_threshold": thresholds(0.4)}),
+        ("cispo", {}, {}),
+        ("cispo", {"clip_high_threshold": 1.1}, {}),
+        (
+            "cispo",
+            {},
+            {"clip_low_threshold": thresholds(0.7), "clip_high_threshold": thresholds(1.0)},
+        ),
+        ("dro", {}, {}),
+        ("dro", {"beta": 1.5}, {}),
+    ],
+)
+def test_loss_and_coefficient_follow_the_formula(
+    loss_fn: str, config: dict[str, float], more: dict[str, Any]
+) -> None:
+    given = inputs(loss_fn, **more)
+    leaf = logprobs().requires_grad_()
+    datum = Datum(np.zeros(N, np.int32), given)
+    expected = reference_loss(PassBody(loss_fn, config, [datum]), datum, leaf)
+    expected.backward()
+
+    tensors = {key: torch.from_numpy(value) for key, value in given.items()}
+    loss, coefficient = loss_spec(loss_fn).compute(
+        logprobs(), tensors, full_config(loss_fn, config)
+    )
+
+    torch.testing.assert_close(loss.sum(), expected.detach())
+    torch.testing.assert_close(coefficient, leaf.grad)
+
+
+def test_ppo_has_no_gradient_where_the_clipped_term_is_smaller() -> None:
+    given = {
+        "logprobs": torch.zeros(4),
+        "advantages": torch.tensor([1.0, -1.0, 1.0, -1.0]),
+    }
+    ratio = torch.tensor([2.0, 0.5, 0.5, 2.0])
+
+    _, coefficient = loss_spec("ppo").compute(ratio.log(), given, full_config("ppo", {}))
+
+    assert coefficient.tolist() == pytest.approx([0.0, 0.0, -0.5, 2.0])
+
+
+def test_cross_entropy_takes_several_targets_per_token() -> None:
+    weights = torch.tensor([[1.0, 0.0, -2.0], [0.5, 0.5, 0.0]])
+    found = torch.tensor([[-1.0, -2.0, -3.0], [-4.0, -5.0, -6.0]])
+
+    loss, coefficient = loss_spec("cross_entropy").compute(found, {"weights": weights}, {})
+
+    assert loss.sum().item() == pytest.approx(1.0 - 6.0 + 2.0 + 2.5)
+    assert torch.equal(coefficient, -weights)
+
+
+def test_only_the_documented_losses_exist() -> None:
+    assert set(LOSSES) == {"cross_entropy", "importance_sampling", "ppo", "cispo", "dro"}
+
+    with pytest.raises(UserError, match="'gspo' is unknown"):
+        loss_spec("gspo")
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "config", "message"),
+    [
+        ("ppo", {"clip": 0.2}, "no key 'clip'"),
+        ("cross_entropy", {"beta": 0.1}, "known: none"),
+        ("dro", {"beta": float("nan")}, "must be finite"),
+        ("ppo", {"clip_low_threshold": 1.5}, "is above"),
+    ],
+)
+def test_a_config_that_cannot_be_meant_is_refused(
+    loss_fn: str, config: dict[str, float], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        full_config(loss_fn, config)

@@ -1,0 +1,377 @@
+"""The worker around its engine: cycles executed, settled, replayed and snapshotted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cyclora_core import ids, payload
+from cyclora_core.clock import ManualClock
+from cyclora_core.ids import CheckpointPath
+from cyclora_core.operations import (
+    LoadWeightsBody,
+    LoraConfig,
+    OperationKind,
+    PassBody,
+    PassResult,
+    SampleBody,
+    SampleResult,
+    SamplingParams,
+    SaveWeightsBody,
+)
+from cyclora_core.records import FutureState
+from cyclora_core.store import Store
+from cyclora_workers.base_model import BaseModel
+from workers.builders import cross_entropy, load, policy_body, qwen3
+from workers.harness import LORA, SESSION_ID, Harness
+
+
+@pytest.fixture(scope="module")
+def base_model(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
+    return load(qwen3(), tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+async def harness(
+    store: Store, clock: ManualClock, tmp_path: Path, base_model: BaseModel
+) -> Harness:
+    made = Harness(store, clock, tmp_path, base_model)
+    await made.start_worker()
+    return made
+
+
+def same(first: PassResult, second: PassResult) -> bool:
+    """Equal to the bit, apart from the number of the cycle."""
+    return first.metrics["loss:sum"] == second.metrics["loss:sum"] and all(
+        np.array_equal(a, b) for a, b in zip(first.logprobs, second.logprobs, strict=True)
+    )
+
+
+async def run_steps(harness: Harness, model: int, num_steps: int = 5) -> list[PassResult]:
+    tenant = f"tenant-{model}"
+    await harness.create(model, tenant=tenant)
+    requests = [
+        await harness.train(cross_entropy([7, 13, 1, 9], seed=step), model, tenant)
+        for step in range(num_steps)
+    ]
+    await harness.run_until_idle()
+    return [await harness.pass_result(request) for request in requests]
+
+
+async def test_pipelined_steps_settle_with_their_cycles_in_the_metrics(harness: Harness) -> None:
+    results = await run_steps(harness, 0)
+
+    cycles = [result.metrics["clock_cycle:unique"] for result in results]
+    assert np.diff(cycles).tolist() == [1, 1, 1, 1]
+    assert results[-1].metrics["loss:sum"] != results[0].metrics["loss:sum"]
+
+
+async def test_a_tenant_gets_the_same_bits_alone_and_beside_three_others(
+    harness: Harness,
+) -> None:
+    alone = await run_steps(harness, 0)
+    for model, rank in ((1, 2), (2, 16), (3, 8)):
+        await harness.create(model, LoraConfig(rank, seed=model), tenant=f"tenant-{model}")
+        for step in range(6):
+            body = policy_body("ppo", [1 + 11 * model, 2], seed=step)
+            await harness.train(body, model, f"tenant-{model}")
+
+    beside = await run_steps(harness, 4)
+
+    assert all(same(a, b) for a, b in zip(alone, beside, strict=True))
+
+
+async def test_an_operation_spread_over_cycles_gives_the_same_bits(
+    store: Store, clock: ManualClock, tmp_path: Path, base_model: BaseModel
+) -> None:
+    body = cross_entropy([120] * 40, seed=2)
+    results: list[list[PassResult]] = []
+    for model, budget in enumerate((1_000_000, 2048)):
+        harness = Harness(store, clock, tmp_path, base_model, min_cycle_tokens=budget)
+        await harness.start_worker()
+        await store.cycles.lead(harness.scheduler._token, 0.001)  # pyright: ignore[reportPrivateUsage]
+        await harness.create(model)
+        requests = [await harness.train(body, model) for _ in range(2)]
+        while not await harness.scheduler.tick():
+            clock.advance(1)
+        await harness.workers[-1].run_until_idle()
+        await harness.run_until_idle()
+        results.append([await harness.pass_result(request) for request in requests])
+
+    whole, spread = results
+    assert all(same(a, b) for a, b in zip(whole, spread, strict=True))
+    cycles = [result.metrics["clock_cycle:unique"] for result in spread]
+    assert cycles[1] - cycles[0] == 3
+
+
+async def test_a_step_that_arrives_during_its_passes_joins_their_cycle(harness: Harness) -> None:
+    await harness.create()
+    await harness.run_until_idle()
+    body = cross_entropy([5, 6])
+    first = await harness.submit(OperationKind.FORWARD_BACKWARD, body)
+    assert await harness.scheduler.tick() == 1
+    save = await harness.save("late")
+
+    await harness.workers[-1].run_until_idle()
+
+    assert (await harness.future(first)).state is FutureState.DONE
+    assert (await harness.future(save)).state is FutureState.DONE
+
+
+async def test_a_new_worker_goes_on_with_the_same_bits(harness: Harness) -> None:
+    undisturbed = await run_steps(harness, 0, num_steps=6)
+    first = await run_steps(harness, 1, num_steps=3)
+    await harness.start_worker()
+
+    requests = [
+        await harness.train(cross_entropy([7, 13, 1, 9], seed=step), 1, "tenant-1")
+        for step in range(3, 6)
+    ]
+    await harness.run_until_idle()
+
+    rest = [await harness.pass_result(request) for request in requests]
+    assert all(same(a, b) for a, b in zip(undisturbed, first + rest, strict=True))
+
+
+async def test_gradients_that_no_step_has_used_survive_a_new_worker(harness: Harness) -> None:
+    undisturbed = await run_steps(harness, 0, num_steps=2)
+    await harness.create(1)
+    body = cross_entropy([7, 13, 1, 9], seed=0)
+    await harness.submit(OperationKind.FORWARD_BACKWARD, body, model=1)
+    await harness.run_until_idle()
+    await harness.start_worker()
+    from cyclora_core.operations import OptimStepBody
+
+    step = OptimStepBody(learning_rate=1e-2)
+    await harness.submit(OperationKind.OPTIM_STEP, step, model=1)
+    second = await harness.train(cross_entropy([7, 13, 1, 9], seed=1), 1)
+    await harness.run_until_idle()
+
+    assert same(undisturbed[1], await harness.pass_result(second))
+
+
+async def test_a_long_log_is_cut_by_a_snapshot_that_restores_the_same_bits(
+    store: Store, clock: ManualClock, tmp_path: Path, base_model: BaseModel
+) -> None:
+    harness = Harness(store, clock, tmp_path, base_model)
+    await harness.start_worker()
+    undisturbed = await run_steps(harness, 0, num_steps=4)
+    await harness.start_worker(max_replay_s=1e-9)
+    first = await run_steps(harness, 1, num_steps=2)
+    model_id = ids.model_id(SESSION_ID, 1)
+    record = await store.models.get(model_id)
+    assert record is not None
+    assert record.snapshot_seq_id == record.applied_seq_id == 4
+    assert harness.storage.snapshot_dir(model_id, 4).is_dir()
+    await harness.start_worker()
+
+    requests = [
+        await harness.train(cross_entropy([7, 13, 1, 9], seed=step), 1, "tenant-1")
+        for step in (2, 3)
+    ]
+    await harness.run_until_idle()
+
+    rest = [await harness.pass_result(request) for request in requests]
+    assert all(same(a, b) for a, b in zip(undisturbed, first + rest, strict=True))
+
+
+async def test_a_worker_that_was_replaced_settles_nothing(harness: Harness) -> None:
+    await harness.create()
+    await harness.run_until_idle()
+    request = await harness.train(cross_entropy([5]))
+    assert await harness.scheduler.tick() == 1
+    old = harness.workers[-1]
+    await harness.start_worker()
+    await harness.run_until_idle()
+    expected = await harness.pass_result(request)
+
+    await old.run_until_idle()
+
+    assert (await harness.pass_result(request)).metrics == expected.metrics
+
+
+async def test_one_operation_that_fails_leaves_the_others_as_they_were(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = await run_steps(harness, 0, num_steps=1)
+    await harness.create(1, tenant="tenant-1")
+    await harness.create(2, tenant="tenant-2")
+    await harness.run_until_idle()
+    fail_for_requests_of(monkeypatch, ids.model_id(SESSION_ID, 2))
+    good = await harness.train(cross_entropy([7, 13, 1, 9], seed=0), 1, "tenant-1")
+    bad = await harness.train(cross_entropy([3]), 2, "tenant-2")
+    await harness.run_until_idle()
+
+    future = await harness.future(bad)
+    assert future.state is FutureState.FAILED
+    assert future.error is not None
+    assert "error" in future.error.message
+    assert "burnt" not in future.error.message
+    assert same(alone[0], await harness.pass_result(good))
+
+
+def fail_for_requests_of(monkeypatch: pytest.MonkeyPatch, model_id: str) -> None:
+    """Make the forward of every pack that holds an operation of this model raise."""
+    from cyclora_workers import engine
+
+    real = engine.PackedPasses
+
+    class Failing(real):
+        def __init__(self, base_model: Any, items: Any, **options: Any) -> None:
+            super().__init__(base_model, items, **options)
+            self._is_bad = any(item.request_id.startswith(model_id) for item in items)
+
+        def __next__(self) -> int:
+            num_tokens = super().__next__()
+            if self._is_bad:
+                raise RuntimeError("the chip is burnt")
+            return num_tokens
+
+    monkeypatch.setattr(engine, "PackedPasses", Failing)
+
+
+async def test_a_checkpoint_loads_into_another_model(harness: Harness) -> None:
+    first = await run_steps(harness, 0, num_steps=3)
+    assert first
+    save = await harness.save("three")
+    path = f"tinker://{ids.model_id(SESSION_ID, 0)}/weights/three"
+    await harness.run_until_idle()
+    assert (await harness.future(save)).state is FutureState.DONE
+    await harness.create(1)
+    load_body = LoadWeightsBody(path, True, harness.base_model.name, LORA)
+    await harness.submit(OperationKind.LOAD_WEIGHTS, load_body, model=1)
+    body = cross_entropy([8, 9], seed=7)
+    requests = [await harness.train(body, model) for model in (0, 1, 0, 1)]
+    await harness.run_until_idle()
+
+    results = [await harness.pass_result(request) for request in requests]
+    assert same(results[0], results[1])
+    assert same(results[2], results[3])
+
+
+async def test_a_second_save_of_the_same_name_fails_and_leaves_the_first(
+    harness: Harness,
+) -> None:
+    await harness.create()
+    first, second = await harness.save("name"), await harness.save("name")
+    await harness.run_until_idle()
+
+    assert (await harness.future(first)).state is FutureState.DONE
+    future = await harness.future(second)
+    assert future.error is not None
+    assert "exists" in future.error.message
+
+
+async def test_a_deleted_checkpoint_is_not_needed_to_recover_what_loaded_it(
+    harness: Harness,
+) -> None:
+    await harness.create()
+    await harness.save("gone")
+    path = f"tinker://{ids.model_id(SESSION_ID, 0)}/weights/gone"
+    load_body = LoadWeightsBody(path, False, harness.base_model.name, LORA)
+    await harness.submit(OperationKind.LOAD_WEIGHTS, load_body)
+    await harness.run_until_idle()
+    harness.storage.delete_checkpoint(CheckpointPath.parse(path))
+    await harness.start_worker()
+
+    request = await harness.train(cross_entropy([4]))
+    await harness.run_until_idle()
+
+    assert (await harness.pass_result(request)).logprobs
+
+
+def sample_body(weights_path: str | None = None, max_tokens: int = 6) -> SampleBody:
+    params = SamplingParams(max_tokens=max_tokens, seed=11, stop_on_eos=False)
+    return SampleBody(np.array([5, 6, 7], np.int32), 3, params, weights_path)
+
+
+async def sampled(harness: Harness, request_id: str) -> list[list[int]]:
+    future = await harness.future(request_id)
+    assert future.state is FutureState.DONE, future.error
+    assert future.result is not None
+    result = SampleResult.from_payload(payload.decode(future.result))
+    return [sequence.tokens.tolist() for sequence in result.sequences]
+
+
+async def submit_sample(harness: Harness, body: SampleBody) -> str:
+    owner = ids.sampling_session_id(SESSION_ID, 0)
+    return await harness.submit(OperationKind.SAMPLE, body, owner_id=owner)
+
+
+async def test_a_sample_that_was_running_when_the_worker_died_gives_the_same_tokens(
+    harness: Harness,
+) -> None:
+    expected = await submit_sample(harness, sample_body())
+    await harness.run_until_idle()
+    again = await submit_sample(harness, sample_body())
+    assert await harness.scheduler.tick() == 1
+    await harness.start_worker()
+
+    await harness.run_until_idle()
+
+    assert await sampled(harness, again) == await sampled(harness, expected)
+
+
+async def test_an_ephemeral_save_makes_a_sampling_session_that_any_worker_can_serve(
+    harness: Harness,
+) -> None:
+    await run_steps(harness, 0, num_steps=3)
+    path = f"tinker://{ids.model_id(SESSION_ID, 0)}/sampler_weights/ephemeral-9"
+    session_id = ids.sampling_session_id(SESSION_ID, 5)
+    save = SaveWeightsBody(path, sampling_session_id=session_id)
+    await harness.submit(OperationKind.SAVE_WEIGHTS_FOR_SAMPLER, save, tenant_id="tenant-0")
+    await harness.run_until_idle()
+    at_hand = await submit_sample(harness, sample_body(path))
+    plain = await submit_sample(harness, sample_body())
+    await harness.run_until_idle()
+    await harness.start_worker()
+    from_storage = await submit_sample(harness, sample_body(path))
+    await harness.run_until_idle()
+
+    record = await harness.store.sampling.get(session_id)
+    assert record is not None
+    assert record.weights_path == path
+    assert await sampled(harness, at_hand) == await sampled(harness, from_storage)
+    assert await sampled(harness, at_hand) != await sampled(harness, plain)
+
+
+async def test_samples_beyond_the_kv_memory_wait_and_finish(
+    store: Store, clock: ManualClock, tmp_path: Path, base_model: BaseModel
+) -> None:
+    harness = Harness(store, clock, tmp_path, base_model)
+    await harness.start_worker(max_kv_tokens=60)
+
+    requests = [await submit_sample(harness, sample_body()) for _ in range(7)]
+    await harness.run_until_idle()
+
+    answers = [await sampled(harness, request) for request in requests]
+    assert answers == [answers[0]] * 7
+
+
+async def test_a_sample_of_a_checkpoint_that_is_gone_fails_alone(harness: Harness) -> None:
+    path = f"tinker://{ids.model_id(SESSION_ID, 0)}/sampler_weights/gone"
+    bad = await submit_sample(harness, sample_body(path))
+    good = await submit_sample(harness, sample_body())
+    await harness.run_until_idle()
+
+    future = await harness.future(bad)
+    assert future.error is not None
+    assert path in future.error.message
+    assert await sampled(harness, good)
+
+
+async def test_forward_leaves_no_gradient(harness: Harness) -> None:
+    body = cross_entropy([6, 3], seed=4)
+    await harness.create(0)
+    await harness.create(1)
+    await harness.submit(OperationKind.FORWARD, body, model=1)
+    requests = [await harness.train(PassBody("cross_entropy", {}, body.data), m) for m in (0, 1)]
+    again = [await harness.train(body, m) for m in (0, 1)]
+    await harness.run_until_idle()
+
+    for pair in (requests, again):
+        first, second = [await harness.pass_result(request) for request in pair]
+        assert same(first, second)

@@ -1,0 +1,158 @@
+"""The worker process: ``python -m cyclora_workers``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+import structlog
+import torch
+from transformers import AutoTokenizer
+
+from cyclora_core.errors import FencedOut, UserError
+from cyclora_core.logs import configure_logs
+from cyclora_core.storage import Storage
+from cyclora_core.store import Store
+from cyclora_core.types import BaseModelInfo
+from cyclora_workers.architecture import UnsupportedModel
+from cyclora_workers.base_model import BaseModel
+from cyclora_workers.engine import Engine
+from cyclora_workers.loop import Worker
+from cyclora_workers.sampling.sampler import Sampler
+from cyclora_workers.settings import WorkerSettings
+from cyclora_workers.sources import model_folder
+
+_log = structlog.get_logger()
+_EXIT_FENCED = 75  # EX_TEMPFAIL: a supervisor should simply start the process again
+_EXIT_CONFIG = 78  # EX_CONFIG: starting again with the same settings cannot help
+
+
+class Progress:
+    """Tells a supervisor through a file how far loading is."""
+
+    def __init__(self, ready_file: Path | None) -> None:
+        self._ready_file = ready_file
+
+    def loading(self, stage: str, progress: float) -> None:
+        _log.info("worker loading", stage=stage)
+        self._write({"stage": stage, "progress": progress})
+
+    def ready(self, info: BaseModelInfo) -> None:
+        self._write(
+            {
+                "ready": True,
+                "pid": os.getpid(),
+                "base_model": info.name,
+                "tokenizer_path": info.tokenizer_path,
+            }
+        )
+
+    def _write(self, value: dict[str, Any]) -> None:
+        if self._ready_file is not None:
+            part = self._ready_file.with_suffix(".part")
+            part.write_text(json.dumps(value))
+            part.replace(self._ready_file)
+
+
+def choose_device(wanted: str) -> torch.device:
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(wanted)
+
+
+def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    if wanted == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
+
+
+def describe(
+    base_model: BaseModel, settings: WorkerSettings, folder: Path, tokenizer_files: list[str]
+) -> BaseModelInfo:
+    """What this worker says about its base model."""
+    longest = base_model.max_context_length
+    bound = settings.max_context_length or longest
+    return BaseModelInfo(
+        name=settings.base_model,
+        vocab_size=base_model.vocab_size,
+        max_context_length=min(bound, longest),
+        eos_token_ids=list(base_model.eos_token_ids),
+        architecture=base_model.config.architectures[0],
+        num_parameters=base_model.num_parameters,
+        max_lora_rank=settings.max_lora_rank,
+        tokenizer_path=str(folder),
+        tokenizer_files=tokenizer_files,
+    )
+
+
+async def serve(settings: WorkerSettings) -> None:
+    """Load the base model, then work until SIGTERM or SIGINT."""
+    progress = Progress(settings.ready_file)
+    if settings.num_threads:
+        torch.set_num_threads(settings.num_threads)
+    device = choose_device(settings.device)
+    dtype = choose_dtype(settings.dtype, device)
+    progress.loading("finding the base model", 0.05)
+    folder = model_folder(settings.base_model_path)
+    progress.loading("loading the tokenizer", 0.2)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    progress.loading("loading the base model", 0.4)
+    base_model = BaseModel.load(settings.base_model, folder, dtype=dtype, device=device)
+    progress.loading("joining the clock", 0.95)
+    storage = Storage(settings.storage_url.resolve())
+    info = describe(
+        base_model, settings, folder, storage.put_tokenizer(settings.base_model, folder)
+    )
+    sampler = Sampler(base_model, max_kv_tokens=settings.max_kv_tokens, detokenize=tokenizer.decode)
+    engine = Engine(
+        base_model,
+        sampler,
+        max_tokens_per_microbatch=settings.max_tokens_per_microbatch,
+        decode_steps_per_microbatch=settings.decode_steps_per_microbatch,
+        max_cached_samplers=settings.max_cached_samplers,
+    )
+    store = await Store.open(settings.redis_url, settings.key_prefix)
+    worker = Worker(
+        store,
+        storage,
+        engine,
+        info,
+        worker_id=f"{settings.worker_name}-{uuid.uuid4().hex[:8]}",
+        worker_name=settings.worker_name,
+        lease_s=settings.lease_s,
+        max_replay_s=settings.max_replay_s,
+    )
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    await worker.register()
+    progress.ready(info)
+    _log.info("worker ready", base_model=info.name, device=str(device), dtype=str(dtype))
+    try:
+        await worker.run(stopping)
+    finally:
+        await store.close()
+
+
+def main() -> None:
+    settings = WorkerSettings()
+    configure_logs("worker", level=settings.log_level, as_json=settings.log_json)
+    try:
+        asyncio.run(serve(settings))
+    except* (UserError, UnsupportedModel) as group:
+        _log.error("base model cannot be served", reason=str(group.exceptions[0]))
+        sys.exit(_EXIT_CONFIG)
+    except* FencedOut as group:
+        _log.warning("worker fenced out", reason=str(group.exceptions[0]))
+        sys.exit(_EXIT_FENCED)
+
+
+if __name__ == "__main__":
+    main()

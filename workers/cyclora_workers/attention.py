@@ -1,0 +1,147 @@
+"""Attention: the function that transformers calls, and its plan for packed training sequences.
+
+Legend: T packed tokens, N query heads, G key-value heads, H head size, L tokens of a sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AttentionInterface
+
+from cyclora_workers.context import PassContext
+
+ATTENTION_NAME = "cyclora"
+"""Registered with transformers. No mask function is registered under this name, so transformers
+builds no [T, T] mask."""
+
+_HARMLESS_ARGUMENTS = frozenset({"position_ids", "use_cache", "cache_position", "dropout"})
+"""What decoder layers pass along that attention has no need of. Anything else (attention sinks,
+a soft cap on scores, a position bias) would change the result, so it is refused."""
+
+
+class UnsupportedAttention(ValueError):
+    """The architecture asks for something that our attention does not compute."""
+
+
+def attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    sliding_window: int | None = None,
+    pass_context: PassContext | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Hand the heads of one layer to the attention plan of the running pass.
+
+    Shapes:
+        query [1, N, T, H], key and value [1, G, T, H]; returns [1, T, N, H].
+
+    Raises:
+        UnsupportedAttention: a mask or an argument was given that the plan would ignore.
+    """
+    assert pass_context is not None, "the base model is only called through BaseModel"
+    refused = [n for n, v in others.items() if v is not None and n not in _HARMLESS_ARGUMENTS]
+    if attention_mask is not None:
+        refused.append("attention_mask")
+    if refused:
+        raise UnsupportedAttention(
+            f"{type(module).__name__} passes {', '.join(refused)} to attention; supported are "
+            "plain causal attention, grouped heads and sliding windows"
+        )
+    layer_index: Any = module.layer_idx
+    attended_TNH = pass_context.attention.attend(
+        layer_index, query[0], key[0], value[0], scaling, sliding_window
+    )
+    return attended_TNH.unsqueeze(0), None
+
+
+AttentionInterface.register(ATTENTION_NAME, attention_forward)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Consecutive sequences of one length; they share a call."""
+
+    num_sequences: int
+    num_tokens_each: int
+
+
+class PackedAttention:
+    """Causal attention inside each packed sequence, never across two of them.
+
+    Neighbours of equal length share one batched call, which computes each sequence exactly as a
+    call of its own would (``test_attention.py`` compares the bits).
+    """
+
+    def __init__(self, cu_seqlens: Sequence[int]) -> None:
+        self._num_tokens = cu_seqlens[-1]
+        self._runs: list[_Run] = []
+        for start, stop in pairwise(cu_seqlens):
+            length, count = stop - start, 1
+            if self._runs and self._runs[-1].num_tokens_each == length:
+                count += self._runs.pop().num_sequences
+            self._runs.append(_Run(count, length))
+
+    def attend(
+        self,
+        layer_index: int,
+        query_NTH: Tensor,
+        key_GTH: Tensor,
+        value_GTH: Tensor,
+        scaling: float,
+        sliding_window: int | None,
+    ) -> Tensor:
+        """Implements ``AttentionPlan.attend``; surplus rows return zeros."""
+        num_heads, num_rows, head_size = query_NTH.shape
+        surplus = num_rows - self._num_tokens
+        sizes = [run.num_sequences * run.num_tokens_each for run in self._runs] + [surplus]
+        # One split has one backward, a concatenation; slicing would have one full-size one each.
+        parts = zip(
+            self._runs,
+            query_NTH.split(sizes, 1),
+            key_GTH.split(sizes, 1),
+            value_GTH.split(sizes, 1),
+            strict=False,
+        )
+        outputs = [
+            _attend_run(run, query, key, value, scaling, sliding_window)
+            for run, query, key, value in parts
+        ]
+        if surplus:
+            outputs.append(query_NTH.new_zeros(surplus, num_heads, head_size))
+        return torch.cat(outputs)
+
+
+def _attend_run(
+    run: _Run, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None
+) -> Tensor:
+    """Shapes: query [N, S * L, H], key and value [G, S * L, H]; returns [S * L, N, H]."""
+    length = run.num_tokens_each
+
+    def batched(heads: Tensor) -> Tensor:
+        return heads.unflatten(1, (run.num_sequences, length)).transpose(0, 1)
+
+    mask_LL = None
+    if window is not None and length > window:
+        ones_LL = torch.ones(length, length, dtype=torch.bool, device=query.device)
+        mask_LL = ones_LL.tril().triu(1 - window)
+    attended_SNLH = functional.scaled_dot_product_attention(
+        batched(query),
+        batched(key),
+        batched(value),
+        attn_mask=mask_LL,
+        is_causal=mask_LL is None,
+        scale=scaling,
+        enable_gqa=query.shape[0] != key.shape[0],
+    )
+    return attended_SNLH.transpose(1, 2).flatten(0, 1)

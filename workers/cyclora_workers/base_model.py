@@ -1,0 +1,164 @@
+"""The frozen base model: the Hugging Face implementation with our attention and linear layers.
+
+Legend: T packed tokens, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from cyclora_workers.activation import stabilize_activations
+from cyclora_workers.adapter import ModuleGroup, TargetModule
+from cyclora_workers.architecture import (
+    UnsupportedModel,
+    check_config,
+    check_passes,
+    decoder_layers,
+    eos_token_ids,
+    module_group,
+)
+from cyclora_workers.attention import ATTENTION_NAME
+from cyclora_workers.context import PassContext, Segment
+from cyclora_workers.head import Unembedding
+from cyclora_workers.multi_adapter_linear import MultiAdapterLinear, PassHolder, align_rows
+
+
+class BaseModel:
+    """One frozen network that every adapter of this worker shares.
+
+    The Hugging Face modules stay as they are, except that each linear layer of the decoder layers
+    knows the adapters of its rows, and that the unembedding is applied apart (``logits`` here, or
+    the fused head in training).
+    """
+
+    def __init__(self, name: str, model: PreTrainedModel, device: torch.device) -> None:
+        """Take over a loaded model; ``load`` is the usual way.
+
+        Raises:
+            UnsupportedModel: its architecture needs something that would not be computed.
+        """
+        self.name = name
+        self.config: Any = model.config.get_text_config()
+        self.architecture = type(model).__name__
+        self.device = device
+        self.dtype: torch.dtype = model.dtype
+        check_config(self.config)
+
+        config = self.config
+        self.num_layers: int = config.num_hidden_layers
+        num_heads: int = config.num_attention_heads
+        self.num_kv_heads: int = getattr(config, "num_key_value_heads", None) or num_heads
+        self.head_size: int = getattr(config, "head_dim", None) or config.hidden_size // num_heads
+        self.hidden_size: int = config.hidden_size
+        self.max_context_length: int = config.max_position_embeddings
+        self.eos_token_ids: tuple[int, ...] = eos_token_ids(model)
+        self.num_parameters: int = sum(p.numel() for p in model.parameters())
+
+        model.requires_grad_(False).eval()
+        if device.type == "cpu":
+            for layer in decoder_layers(model.get_decoder()):
+                stabilize_activations(layer)
+        self._holder = PassHolder(device)
+        self._inner: Any = model.get_decoder()
+        self.target_modules: list[TargetModule] = _adopt_linears(model, self._inner, self._holder)
+        head = model.get_output_embeddings()
+        if not isinstance(head, nn.Linear):
+            raise UnsupportedModel(f"unembedding is {type(head).__name__}; need nn.Linear")
+        names = [name for name, module in model.named_modules() if module is head]
+        self.unembedding = Unembedding(names[0], head.weight, head.bias)
+        self.vocab_size: int = head.out_features
+        self.target_modules.append(
+            TargetModule(names[0], head.in_features, head.out_features, ModuleGroup.UNEMBED)
+        )
+        check_passes(self, model)
+
+    @classmethod
+    def load(
+        cls, name: str, path: str | Path, *, dtype: torch.dtype, device: torch.device
+    ) -> BaseModel:
+        """Load from a local folder, or by Hugging Face name.
+
+        Raises:
+            UnsupportedModel: its architecture needs something that would not be computed.
+        """
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            str(path), dtype=dtype, attn_implementation=ATTENTION_NAME
+        )
+        base_model = cls(name, model.to(device), device)
+        if not base_model.eos_token_ids and Path(path, "tokenizer_config.json").exists():
+            eos_token_id: Any = AutoTokenizer.from_pretrained(str(path)).eos_token_id
+            base_model.eos_token_ids = () if eos_token_id is None else (eos_token_id,)
+        return base_model
+
+    def hidden(self, tokens_T: Tensor, positions_T: Tensor, context: PassContext) -> Tensor:
+        """Final-norm hidden states of packed tokens; under autograd when gradients are enabled.
+
+        Rows are padded to ``ROW_ALIGNMENT`` inside, so the bits of one tenant's rows do not depend
+        on how many rows there are beside them.
+
+        Shapes:
+            tokens_T, positions_T: int64. Returns [T, D] in the model's dtype.
+        """
+        num_tokens = tokens_T.shape[0]
+        padding = (0, align_rows(num_tokens) - num_tokens)
+        output = self.call(
+            self._inner,
+            functional.pad(tokens_T, padding),
+            functional.pad(positions_T, padding),
+            context,
+        )
+        return output.last_hidden_state[0, :num_tokens]
+
+    def call(
+        self, module: nn.Module, tokens_T: Tensor, positions_T: Tensor, context: PassContext
+    ) -> Any:
+        """Call a Hugging Face module of this model while its linear layers see ``context``."""
+        assert self._holder.context is None, "a pass of this base model is running already"
+        self._holder.context = context
+        try:
+            return module(
+                input_ids=tokens_T.unsqueeze(0),
+                position_ids=positions_T.unsqueeze(0),
+                use_cache=False,
+                pass_context=context,
+            )
+        finally:
+            self._holder.context = None
+
+    def logits(self, hidden_TD: Tensor, segments: Sequence[Segment]) -> Tensor:
+        """Unembed hidden states with the segments' adapters; the fused head gives equal bits.
+
+        Shapes:
+            Returns [T, V] fp32.
+        """
+        num_rows = hidden_TD.shape[0]
+        padded_TD = functional.pad(hidden_TD, (0, 0, 0, align_rows(num_rows) - num_rows))
+        logits_TV, _ = self.unembedding.logits(padded_TD, self.unembedding.adapters(segments))
+        return logits_TV[:num_rows]
+
+
+def _adopt_linears(
+    model: PreTrainedModel, inner: nn.Module, holder: PassHolder
+) -> list[TargetModule]:
+    """Replace the linear layers of the decoder layers by ours; returns them in model order."""
+    prefixes = {module: name for name, module in model.named_modules()}
+    targets: list[TargetModule] = []
+    for layer in decoder_layers(inner):
+        for path, linear in list(layer.named_modules()):
+            if type(linear) is not nn.Linear:
+                continue
+            name = f"{prefixes[layer]}.{path}"
+            features = (linear.in_features, linear.out_features)
+            targets.append(TargetModule(name, *features, module_group(path)))
+            parent, _, child = path.rpartition(".")
+            setattr(layer.get_submodule(parent), child, MultiAdapterLinear(name, linear, holder))
+    if not targets:
+        raise UnsupportedModel("no nn.Linear inside the decoder layers; nothing to adapt")
+    return targets

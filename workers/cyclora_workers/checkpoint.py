@@ -1,0 +1,208 @@
+"""Checkpoints: PEFT directories, beside them one file of optimizer state, and no pickle.
+
+::
+
+    adapter_config.json         what PEFT reads first
+    adapter_model.safetensors   A and B of each module under PEFT's names, fp32
+    optimizer.safetensors       moments and step count; training checkpoints only
+    checkpoint_complete         empty
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from cyclora_core.errors import NotFound, UserError
+from cyclora_workers.adapter import LORA_ALPHA, AdapterLayout, AdapterState
+from cyclora_workers.base_model import BaseModel
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
+COMPLETE_FILE = "checkpoint_complete"
+
+_NUM_STEPS = "num_steps"
+_MOMENTS = {"first_moment.": "first_moment_P", "second_moment.": "second_moment_P"}
+"""Prefix of the names in the optimizer's file, and the buffer of the state that it holds."""
+
+
+def save_checkpoint(
+    state: AdapterState, base_model: BaseModel, folder: Path, *, with_optimizer: bool
+) -> int:
+    """Write a checkpoint that exists whole or not at all; returns its size in bytes.
+
+    It is written beside its place, brought to disk, and renamed; one that was there is replaced,
+    so doing it twice has the same effect. Accumulated gradients are no part of it.
+    """
+    files: dict[str, bytes] = {
+        CONFIG_FILE: json.dumps(_peft_config(state, base_model.name), indent=2).encode(),
+        WEIGHTS_FILE: _named_bytes(_by_peft_name(state.layout, state.master_P)),
+    }
+    if with_optimizer:
+        moments = {_NUM_STEPS: torch.tensor(state.num_steps)}
+        for prefix, name in _MOMENTS.items():
+            moments |= _by_peft_name(state.layout, getattr(state, name), prefix)
+        files[OPTIMIZER_FILE] = _named_bytes(moments)
+    files[COMPLETE_FILE] = b""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
+    fresh.mkdir()
+    try:
+        for name, data in files.items():
+            _write_durably(fresh / name, data)
+        _sync_folder(fresh)
+        if folder.exists():
+            # A folder with files in it cannot be renamed over.
+            old = fresh.with_name(fresh.name + ".old")
+            folder.rename(old)
+            fresh.rename(folder)
+            shutil.rmtree(old)
+        else:
+            fresh.rename(folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    _sync_folder(folder.parent)
+    return sum(len(data) for data in files.values())
+
+
+def load_checkpoint(state: AdapterState, folder: Path, *, with_optimizer: bool) -> None:
+    """Fill a state from a checkpoint; its optimizer starts anew unless it is loaded as well.
+
+    Raises:
+        NotFound: there is no complete checkpoint.
+        UserError: it does not fit the state, or holds no optimizer state. The state is unchanged.
+    """
+    if not (folder / COMPLETE_FILE).exists():
+        raise NotFound(f"there is no checkpoint {folder.name!r}")
+    _check_config(_read_config(folder), state.layout.lora_rank)
+    weights = _read_tensors(folder / WEIGHTS_FILE)
+    loaded: dict[str, Tensor] = {"master_P": _flattened(state.layout, weights)}
+    num_steps = torch.tensor(0)
+    if with_optimizer:
+        if not (folder / OPTIMIZER_FILE).exists():
+            raise UserError("the checkpoint has no optimizer state; load it without the optimizer")
+        moments = _read_tensors(folder / OPTIMIZER_FILE)
+        num_steps = moments.pop(_NUM_STEPS, num_steps)
+        for prefix, name in _MOMENTS.items():
+            mine = {k.removeprefix(prefix): v for k, v in moments.items() if k.startswith(prefix)}
+            loaded[name] = _flattened(state.layout, mine)
+    zeros_P = torch.zeros(state.layout.num_elements)
+    state.import_tensors(
+        {
+            "first_moment_P": zeros_P,
+            "second_moment_P": zeros_P,
+            **loaded,
+            "gradient_P": zeros_P,
+            "num_steps": num_steps,
+            "num_accumulated_passes": torch.tensor(0),
+        }
+    )
+
+
+def _peft_config(state: AdapterState, base_model_name: str) -> dict[str, Any]:
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model_name,
+        "r": state.layout.lora_rank,
+        "lora_alpha": LORA_ALPHA,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "target_modules": sorted({m.name.rpartition(".")[2] for m in state.layout.modules}),
+    }
+
+
+def _peft_prefix(module_name: str) -> str:
+    return f"base_model.model.{module_name}"
+
+
+def _by_peft_name(layout: AdapterLayout, flat_P: Tensor, prefix: str = "") -> dict[str, Tensor]:
+    """The views of a flat buffer under the names PEFT gives them."""
+    tensors: dict[str, Tensor] = {}
+    for name, (lora_A_RD, lora_B_FR) in layout.views(flat_P).items():
+        tensors[f"{prefix}{_peft_prefix(name)}.lora_A.weight"] = lora_A_RD
+        tensors[f"{prefix}{_peft_prefix(name)}.lora_B.weight"] = lora_B_FR
+    return tensors
+
+
+def _named_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    # Safetensors refuses views that share storage.
+    return save_safetensors({k: v.cpu().clone() for k, v in tensors.items()}, {"format": "pt"})
+
+
+def _flattened(layout: AdapterLayout, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Named tensors as one flat buffer; all must be there, fit, and be used."""
+    flat_P = torch.zeros(layout.num_elements)
+    views = _by_peft_name(layout, flat_P)
+    if missing := views.keys() - tensors.keys():
+        raise UserError(
+            f"the checkpoint lacks {len(missing)} tensors that the model has, "
+            f"such as {min(missing)}; create the model with the same train_ flags and base model"
+        )
+    if surplus := tensors.keys() - views.keys():
+        raise UserError(
+            f"the checkpoint has {len(surplus)} tensors that the model lacks, "
+            f"such as {min(surplus)}; create the model with the same train_ flags and base model"
+        )
+    for name, view in views.items():
+        if tensors[name].shape != view.shape:
+            raise UserError(
+                f"{name} of the checkpoint has shape {tuple(tensors[name].shape)}; "
+                f"the model needs {tuple(view.shape)}"
+            )
+        view.copy_(tensors[name])
+    return flat_P
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_safetensors(path.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path.name} of the checkpoint is missing or damaged") from error
+
+
+def _read_config(folder: Path) -> Mapping[str, Any]:
+    try:
+        return json.loads((folder / CONFIG_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{CONFIG_FILE} of the checkpoint is missing or damaged") from error
+
+
+def _check_config(config: Mapping[str, Any], lora_rank: int) -> None:
+    if config.get("r") != lora_rank:
+        raise UserError(
+            f"the checkpoint has lora_rank {config.get('r')}; the model has {lora_rank}"
+        )
+    if config.get("lora_alpha") != LORA_ALPHA:
+        raise UserError(
+            f"the checkpoint has lora_alpha {config.get('lora_alpha')}; need {LORA_ALPHA}"
+        )
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,261 @@
+"""What a worker computes: adapters by model, steps on them, and the samples that are running.
+
+Synchronous, and called from one thread only. It knows neither the store nor the clock cycle;
+``executor`` feeds it and settles what comes out.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cyclora_core.operations import (
+    LoraConfig,
+    OptimStepBody,
+    PassBody,
+    PassResult,
+    SampleBody,
+)
+from cyclora_core.payload import Array
+from cyclora_core.types import DatumRange
+from cyclora_workers import checkpoint, snapshot
+from cyclora_workers.adapter import AdapterState, AdapterWeights, GradientMark
+from cyclora_workers.base_model import BaseModel
+from cyclora_workers.optimizer import optimizer_step
+from cyclora_workers.passes import PackedPasses, PassItem
+from cyclora_workers.sampling.sampler import FinishedSample, Sampler
+
+_SPEED_SMOOTHING = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One forward or forward_backward, or the part of it that this cycle runs."""
+
+    request_id: str
+    model_id: str
+    body: PassBody
+    needs_gradient: bool
+    datum_range: DatumRange | None = None
+
+    @property
+    def range(self) -> DatumRange:
+        return self.datum_range or DatumRange(0, len(self.body.data))
+
+    @property
+    def is_last_part(self) -> bool:
+        return self.range.stop == len(self.body.data)
+
+
+@dataclass(slots=True)
+class _Part:
+    """What earlier cycles computed of a pass that is spread over several."""
+
+    model_id: str
+    mark: GradientMark
+    logprobs: list[Array] = field(default_factory=list[Array])
+    loss_terms: list[float] = field(default_factory=list[float])
+
+
+PassOutcome = PassResult | Exception | None
+"""A result, why it failed, or None when more parts are to come."""
+
+
+class Engine:
+    """The base model with every adapter and sample that is on this worker."""
+
+    def __init__(
+        self,
+        base_model: BaseModel,
+        sampler: Sampler,
+        *,
+        max_tokens_per_microbatch: int,
+        decode_steps_per_microbatch: int,
+        max_cached_samplers: int,
+    ) -> None:
+        self.base_model = base_model
+        self.sampler = sampler
+        self.tokens_per_s = 0.0
+        self._max_tokens_per_microbatch = max_tokens_per_microbatch
+        self._decode_steps_per_microbatch = decode_steps_per_microbatch
+        self._max_cached_samplers = max_cached_samplers
+        self._adapters: dict[str, AdapterState] = {}
+        self._parts: dict[str, _Part] = {}
+        self._sampler_weights: OrderedDict[str, AdapterWeights] = OrderedDict()
+
+    def create(self, model_id: str, lora: LoraConfig) -> None:
+        self._adapters[model_id] = AdapterState.create(self.base_model, lora)
+
+    def drop(self, model_id: str) -> None:
+        """Forget a model's state; it is restored from snapshot and log when needed again."""
+        self._adapters.pop(model_id, None)
+        self._parts = {r: part for r, part in self._parts.items() if part.model_id != model_id}
+
+    def has_part_of(self, model_id: str) -> bool:
+        """Whether a pass of the model is spread over cycles and not complete yet."""
+        return any(part.model_id == model_id for part in self._parts.values())
+
+    def load(self, model_id: str, lora: LoraConfig, folder: Path, *, optimizer: bool) -> None:
+        """Replace a model's adapter weights, and its optimizer state or a fresh one.
+
+        Raises:
+            UserError: the checkpoint does not fit the adapter; the model is as it was then.
+        """
+        state = AdapterState.empty(self.base_model, lora)
+        checkpoint.load_checkpoint(state, folder, with_optimizer=optimizer)
+        self._adapters[model_id] = state
+
+    def save(self, model_id: str, folder: Path, *, optimizer: bool) -> int:
+        """Write a checkpoint as a PEFT folder; returns its size in bytes."""
+        state = self._adapters[model_id]
+        return checkpoint.save_checkpoint(state, self.base_model, folder, with_optimizer=optimizer)
+
+    def write_snapshot(self, model_id: str, folder: Path) -> None:
+        snapshot.write(self._adapters[model_id], folder)
+
+    def read_snapshot(self, model_id: str, lora: LoraConfig, folder: Path) -> None:
+        state = AdapterState.empty(self.base_model, lora)
+        snapshot.read(state, folder)
+        self._adapters[model_id] = state
+
+    def optim_step(self, model_id: str, body: OptimStepBody) -> Mapping[str, float]:
+        return optimizer_step(self._adapters[model_id], body)
+
+    def run_passes(self, passes: Sequence[Pass]) -> Iterator[dict[str, PassOutcome]]:
+        """Run the passes of all models packed together.
+
+        Yields an empty dict after each microbatch, so that samples and other work can go on in
+        between, and at last the outcome of every pass. If the packed run fails, every operation
+        is run again alone, which gives the same numbers, so that only the guilty one fails.
+        """
+        started_s = time.perf_counter()
+        for each in passes:
+            self._part_of(each)
+        packed: PackedPasses | None = None
+        outcomes: dict[str, PassOutcome]
+        try:
+            packed = self._packed(passes)
+            for _ in packed:
+                yield {}
+            results, loss_terms = packed.results(), packed.loss_terms()
+        except Exception:  # noqa: BLE001 - boundary: one tenant's failure must not fail the cycle
+            if packed is not None:
+                packed.rollback()
+            outcomes = {each.request_id: self._run_alone(each) for each in passes}
+        else:
+            outcomes = {
+                p.request_id: self._finish_part(p, results[p.request_id], loss_terms[p.request_id])
+                for p in passes
+            }
+            self._measure(passes, time.perf_counter() - started_s)
+        yield outcomes
+
+    def _run_alone(self, one: Pass) -> PassOutcome:
+        if one.range.start == 0:
+            # Undoing this pass must not undo those of its model that ran alone just before it.
+            del self._parts[one.request_id]
+        self._part_of(one)
+        try:
+            packed = self._packed([one])
+            for _ in packed:
+                pass
+            request_id = one.request_id
+            return self._finish_part(
+                one, packed.results()[request_id], packed.loss_terms()[request_id]
+            )
+        except Exception as error:  # noqa: BLE001 - boundary: returned as this operation's outcome
+            self._adapters[one.model_id].restore_gradient(self._parts.pop(one.request_id).mark)
+            return error
+
+    def _packed(self, passes: Sequence[Pass]) -> PackedPasses:
+        items = [
+            PassItem(
+                each.request_id,
+                self._adapters[each.model_id],
+                each.body,
+                each.needs_gradient,
+                each.datum_range,
+            )
+            for each in passes
+        ]
+        return PackedPasses(
+            self.base_model, items, max_tokens_per_microbatch=self._max_tokens_per_microbatch
+        )
+
+    def _part_of(self, one: Pass) -> _Part:
+        """The record of a pass in progress; a first part begins a new one."""
+        if one.range.start == 0 or one.request_id not in self._parts:
+            mark = self._adapters[one.model_id].mark_gradient()
+            self._parts[one.request_id] = _Part(one.model_id, mark)
+        return self._parts[one.request_id]
+
+    def _finish_part(
+        self, one: Pass, result: PassResult, loss_terms: list[float]
+    ) -> PassResult | None:
+        part = self._parts[one.request_id]
+        part.logprobs += result.logprobs
+        part.loss_terms += loss_terms
+        if not one.is_last_part:
+            return None
+        del self._parts[one.request_id]
+        return PassResult(part.logprobs, {"loss:sum": math.fsum(part.loss_terms)})
+
+    def _measure(self, passes: Sequence[Pass], duration_s: float) -> None:
+        num_tokens = sum(
+            len(datum.tokens) for p in passes for datum in p.body.data[p.range.start : p.range.stop]
+        )
+        speed = num_tokens / max(duration_s, 1e-6)
+        old = self.tokens_per_s or speed
+        self.tokens_per_s = old + _SPEED_SMOOTHING * (speed - old)
+
+    def freeze_for_sampling(self, model_id: str, path: str) -> None:
+        """Keep a frozen copy of a model's adapter weights under a checkpoint path."""
+        self._remember(path, self._adapters[model_id].snapshot_weights())
+
+    def admit(
+        self, request_id: str, body: SampleBody, lora: LoraConfig | None, folder: Path | None
+    ) -> None:
+        """Queue a sample; its adapter weights are read from ``folder`` unless they are at hand.
+
+        Raises:
+            UserError: the sample can never run here, or its checkpoint is gone.
+        """
+        adapter = None
+        if body.weights_path is not None:
+            adapter = self._sampler_weights.get(body.weights_path)
+            if adapter is None:
+                if lora is None or folder is None:
+                    raise ValueError(f"no checkpoint given for {body.weights_path}")
+                state = AdapterState.empty(self.base_model, lora)
+                checkpoint.load_checkpoint(state, folder, with_optimizer=False)
+                adapter = state.snapshot_weights()
+            self._remember(body.weights_path, adapter)
+        self.sampler.admit(request_id, body, adapter)
+
+    def _remember(self, path: str, weights: AdapterWeights) -> None:
+        self._sampler_weights[path] = weights
+        self._sampler_weights.move_to_end(path)
+        while len(self._sampler_weights) > self._max_cached_samplers:
+            self._sampler_weights.popitem(last=False)
+
+    def forget_sampler(self, path: str) -> None:
+        """Drop a frozen copy whose checkpoint is being replaced."""
+        self._sampler_weights.pop(path, None)
+
+    def decode_between_microbatches(self) -> list[FinishedSample]:
+        """Let running samples go on while training has the worker."""
+        return self.decode(self._decode_steps_per_microbatch)
+
+    def decode(self, max_steps: int) -> list[FinishedSample]:
+        """Run decode steps until something finishes or ``max_steps`` are done."""
+        for _ in range(max_steps):
+            if self.sampler.is_idle:
+                break
+            finished = self.sampler.step()
+            if finished:
+                return finished
+        return []

@@ -1,0 +1,249 @@
+"""One clock cycle: steps, packed passes, steps; each operation settled as it finishes."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import structlog
+
+from cyclora_core.errors import FencedOut
+from cyclora_core.operations import (
+    Body,
+    ModelResult,
+    OperationKind,
+    OptimStepResult,
+    PassBody,
+    Result,
+)
+from cyclora_core.storage import Storage
+from cyclora_core.store import Store
+from cyclora_core.types import Cycle, ModelRecord, PlannedModel, PlannedOperation
+from cyclora_workers import recovery
+from cyclora_workers.checkpoint_steps import CheckpointSteps
+from cyclora_workers.engine import Engine, Pass, PassOutcome
+from cyclora_workers.outcomes import as_outcome
+from cyclora_workers.recovery import InThread, ModelKeeper, decode_body
+from cyclora_workers.sample_desk import SampleDesk
+
+_log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class _Run:
+    """One model's operations in this cycle, with what is needed to settle them."""
+
+    planned: PlannedModel
+    record: ModelRecord
+    before: list[PlannedOperation] = field(default_factory=list[PlannedOperation])
+    passes: list[Pass] = field(default_factory=list[Pass])
+    pass_operations: list[PlannedOperation] = field(default_factory=list[PlannedOperation])
+    after: list[PlannedOperation] = field(default_factory=list[PlannedOperation])
+    bodies: dict[str, Body] = field(default_factory=dict[str, Body])
+    is_fenced: bool = False
+    """Another worker holds the model now: nothing more of it is done here."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every pass of the run ends in this cycle, so that steps may follow."""
+        return all(each.is_last_part for each in self.passes)
+
+
+class Executor:
+    """Turns a cycle into calls of the engine and settles the outcomes."""
+
+    def __init__(
+        self,
+        store: Store,
+        storage: Storage,
+        engine: Engine,
+        keeper: ModelKeeper,
+        samples: SampleDesk,
+        in_thread: InThread,
+        worker_id: str,
+    ) -> None:
+        self._store = store
+        self._storage = storage
+        self._engine = engine
+        self._keeper = keeper
+        self._samples = samples
+        self._in_thread = in_thread
+        self._worker_id = worker_id
+        self._checkpoints = CheckpointSteps(store, storage, engine, in_thread)
+
+    async def execute(self, cycle: Cycle) -> None:
+        """Run one cycle to its end; samples are only admitted and finish when they finish."""
+        started_s = time.perf_counter()
+        await self._samples.admit(cycle.samples)
+        runs = [run for model in cycle.models if (run := await self._prepare(model)) is not None]
+        for run in runs:
+            await self._run_steps(run, run.before)
+        await self._run_passes([run for run in runs if not run.is_fenced], cycle.cycle_id)
+        for run in runs:
+            await self._run_steps(run, run.after)
+        await self._keeper.snapshot_if_due([run.planned.model_id for run in runs])
+        _log.info(
+            "cycle finished",
+            cycle_id=cycle.cycle_id,
+            num_tenants=len({m.tenant_id for m in cycle.models}),
+            num_models=len(cycle.models),
+            num_operations=sum(len(r.before) + len(r.pass_operations) + len(r.after) for r in runs),
+            num_tokens=sum(_num_tokens(each) for run in runs for each in run.passes),
+            num_samples=len(cycle.samples),
+            duration_s=round(time.perf_counter() - started_s, 6),
+        )
+
+    async def _prepare(self, planned: PlannedModel) -> _Run | None:
+        record = await self._keeper.ensure(planned)
+        if record is None:
+            return None
+        run = _Run(planned, record)
+        # What was settled before its answer was lost, or before a restart, is not run again.
+        left = [each for each in planned.operations if each.seq_id > record.applied_seq_id]
+        await self._fetch_bodies(run, left)
+        for operation in left:
+            if operation.kind.is_pass:
+                run.passes.append(_as_pass(run, operation))
+                run.pass_operations.append(operation)
+            elif run.passes:
+                run.after.append(operation)
+            else:
+                run.before.append(operation)
+        return run
+
+    async def _fetch_bodies(self, run: _Run, operations: Sequence[PlannedOperation]) -> None:
+        wanted = [each for each in operations if each.kind is not OperationKind.UNLOAD_MODEL]
+        rows = await self._store.operations.bodies([each.request_id for each in wanted])
+        for operation, data in zip(wanted, rows, strict=True):
+            run.bodies[operation.request_id] = await self._in_thread(
+                decode_body, operation.kind, data
+            )
+
+    async def _run_passes(self, runs: Sequence[_Run], cycle_id: int) -> None:
+        passes = [each for run in runs for each in run.passes]
+        outcomes: dict[str, PassOutcome] = {}
+        if passes:
+            steps = self._engine.run_passes(passes)
+            while not outcomes:
+                outcomes = await self._in_thread(next, steps)
+                if not outcomes:
+                    finished = await self._in_thread(self._engine.decode_between_microbatches)
+                    await self._samples.settle(finished)
+        for run in runs:
+            # Looked for before anything is settled: a client that awaits its forward_backward
+            # sends the optim_step only afterwards, so what is there now was pipelined.
+            if run.is_complete and run.passes:
+                await self._join_followers(run)
+            for operation, each in zip(run.pass_operations, run.passes, strict=True):
+                await self._settle_pass(run, operation, each, outcomes[each.request_id], cycle_id)
+
+    async def _join_followers(self, run: _Run) -> None:
+        """Take in the steps that arrived behind this cycle's passes while these ran."""
+        planned = [*run.pass_operations, *run.after]
+        logged = await self._store.operations.logged(run.planned.model_id, planned[-1].seq_id + 1)
+        followers: list[PlannedOperation] = []
+        for operation in logged:
+            if operation.kind.is_pass:
+                break
+            followers.append(operation)
+        await self._fetch_bodies(run, followers)
+        run.after += followers
+
+    async def _settle_pass(
+        self,
+        run: _Run,
+        operation: PlannedOperation,
+        one: Pass,
+        outcome: PassOutcome,
+        cycle_id: int,
+    ) -> None:
+        if outcome is None:
+            return
+        if isinstance(outcome, Exception):
+            await self._settle(run, operation, outcome, 0)
+            return
+        metrics = {**outcome.metrics, "clock_cycle:unique": float(cycle_id)}
+        result = dataclasses.replace(outcome, metrics=metrics)
+        num_tokens = sum(len(datum.tokens) for datum in one.body.data)
+        await self._settle(run, operation, result, num_tokens)
+
+    async def _run_steps(self, run: _Run, operations: Sequence[PlannedOperation]) -> None:
+        for operation in operations:
+            if run.is_fenced:
+                return
+            outcome: Result | Exception
+            try:
+                outcome = await self._step(run, operation)
+            except Exception as error:  # noqa: BLE001 - boundary: this operation alone fails
+                outcome = error
+            await self._settle(run, operation, outcome, 0)
+
+    async def _step(self, run: _Run, operation: PlannedOperation) -> Result:
+        model_id, kind = run.planned.model_id, operation.kind
+        if kind is OperationKind.UNLOAD_MODEL:
+            return ModelResult(model_id)
+        body = run.bodies[operation.request_id]
+        match kind:
+            case OperationKind.CREATE_MODEL:
+                lora = body.lora  # type: ignore[union-attr]
+                await self._in_thread(self._engine.create, model_id, lora)
+                return ModelResult(model_id)
+            case OperationKind.LOAD_WEIGHTS:
+                await self._in_thread(recovery.load, self._engine, self._storage, model_id, body)
+                return ModelResult(model_id, path=body.path)  # type: ignore[union-attr]
+            case OperationKind.OPTIM_STEP:
+                metrics = await self._in_thread(self._engine.optim_step, model_id, body)
+                return OptimStepResult(metrics)
+            case _:
+                return await self._checkpoints.save(run.record, operation, body)  # type: ignore[arg-type]
+
+    async def _settle(
+        self,
+        run: _Run,
+        operation: PlannedOperation,
+        outcome: Result | Exception,
+        num_tokens: int,
+    ) -> None:
+        if run.is_fenced:
+            return
+        model_id = run.planned.model_id
+        try:
+            await self._store.operations.settle(
+                worker_id=self._worker_id,
+                epoch=run.planned.epoch,
+                tenant_id=run.planned.tenant_id,
+                base_model=run.record.base_model,
+                model_id=model_id,
+                operation=operation,
+                outcome=as_outcome(outcome, num_tokens, operation.request_id),
+            )
+        except FencedOut:
+            _log.warning("model moved to another worker", model_id=model_id)
+            run.is_fenced = True
+            self._keeper.forget(model_id)
+            return
+        is_pass = operation.kind is OperationKind.FORWARD_BACKWARD
+        self._keeper.applied(model_id, operation.seq_id, num_tokens if is_pass else 0)
+        if operation.kind is OperationKind.LOAD_WEIGHTS and not isinstance(outcome, Exception):
+            # The checkpoint may be replaced or deleted later; replaying must not depend on it.
+            await self._keeper.snapshot(model_id)
+
+
+def _as_pass(run: _Run, operation: PlannedOperation) -> Pass:
+    body = run.bodies[operation.request_id]
+    if not isinstance(body, PassBody):
+        raise TypeError(f"{operation.request_id} is a {operation.kind} without data")
+    return Pass(
+        operation.request_id,
+        run.planned.model_id,
+        body,
+        operation.kind is OperationKind.FORWARD_BACKWARD,
+        operation.datum_range,
+    )
+
+
+def _num_tokens(one: Pass) -> int:
+    data = one.body.data[one.range.start : one.range.stop]
+    return sum(len(datum.tokens) for datum in data)

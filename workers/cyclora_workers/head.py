@@ -1,0 +1,231 @@
+"""Unembedding and the fused log-probability head: logits never exist for the whole batch.
+
+For a token-local loss the coefficient d loss / d logprob is known as soon as a chunk's logprobs
+are, so the gradient to the hidden states is made by hand in the same chunk::
+
+    logprob[t, k]  = logits[t, target[t, k]] - logsumexp(logits[t])
+    dlogits[t]     = sum_k coefficient[t, k] * (onehot(target[t, k]) - softmax(logits[t]))
+    dhidden[t]     = dlogits[t] W + (scaling * dlogits[t] B) A
+
+Legend: T packed tokens, N rows of one piece, M rows with a gradient, K targets per token,
+D hidden, V vocabulary, R lora_rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cyclora_workers.context import Segment
+from cyclora_workers.losses import TokenLoss
+from cyclora_workers.multi_adapter_linear import (
+    SegmentAdapter,
+    accumulate_gradients_,
+    add_low_rank_,
+    align_rows,
+    rows_from,
+    segment_adapters,
+)
+
+HEAD_CHUNK_ROWS = 512
+"""Default bound on the rows whose logits exist at one time.
+
+About three fp32 tensors of this many rows times the vocabulary are held; fewer rows make the
+product with the unembedding less efficient.
+"""
+
+
+class Unembedding:
+    """The frozen matrix from hidden states to logits, and the adapters on it."""
+
+    def __init__(self, name: str, weight_VD: Tensor, bias_V: Tensor | None) -> None:
+        self.name = name
+        self.weight_VD = weight_VD
+        self.bias_V = bias_V
+
+    def adapters(self, segments: Sequence[Segment]) -> list[SegmentAdapter]:
+        """The segments whose adapter targets the unembedding."""
+        return segment_adapters(segments, self.name)
+
+    def logits(
+        self, hidden_TD: Tensor, adapters: Sequence[SegmentAdapter]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Logits of aligned rows, and x A^T of each adapter's rows for the backward pass.
+
+        Shapes:
+            hidden_TD: T a multiple of ``ROW_ALIGNMENT``. Returns [T, V] fp32, and [N, R] each.
+        """
+        hidden_TD = hidden_TD.detach()
+        if hidden_TD.is_cuda and hidden_TD.dtype != torch.float32:
+            logits_TV = torch.mm(hidden_TD, self.weight_VD.t(), out_dtype=torch.float32)
+            if self.bias_V is not None:
+                logits_TV += self.bias_V
+        else:
+            logits_TV = functional.linear(hidden_TD, self.weight_VD, self.bias_V).float()
+        lows = [add_low_rank_(logits_TV, hidden_TD, adapter) for adapter in adapters]
+        return logits_TV, lows
+
+
+def log_normalizers(logits_TV: Tensor) -> Tensor:
+    """What to subtract from logits to get logprobs: [T, 1], the same for trainer and sampler."""
+    return torch.logsumexp(logits_TV, -1, keepdim=True)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeadPiece:
+    """Consecutive rows of one block; where it is cut depends on its own operation alone.
+
+    Shapes:
+        targets_NK: int64, as many rows as the segment. ``loss`` maps logprobs [N, K] to losses.
+    """
+
+    segment: Segment
+    targets_NK: Tensor
+    loss: Callable[[Tensor], TokenLoss]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PieceResult:
+    """Shapes: logprobs_NK fp32; loss_sum a float64 scalar."""
+
+    logprobs_NK: Tensor
+    loss_sum: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeadResult:
+    """One result per piece; ``gradient_TD`` is d loss / d hidden when it was asked for."""
+
+    pieces: Sequence[PieceResult]
+    gradient_TD: Tensor | None
+
+
+@torch.no_grad()
+def fused_head(
+    unembedding: Unembedding,
+    hidden_TD: Tensor,
+    pieces: Sequence[HeadPiece],
+    *,
+    needs_gradient: bool,
+    max_chunk_rows: int = HEAD_CHUNK_ROWS,
+) -> HeadResult:
+    """Logprobs and losses of all pieces; with ``needs_gradient`` also what flows back.
+
+    The gradients of adapters on the unembedding are accumulated into their buffers on the way.
+    Rows whose coefficients are all zero are left out of the backward products.
+
+    Shapes:
+        hidden_TD: the pieces cover its rows in order. ``gradient_TD`` has the same shape and dtype.
+    """
+    gradient_TD = torch.zeros_like(hidden_TD) if needs_gradient else None
+    results: list[PieceResult] = []
+    for chunk in _chunks(pieces, max_chunk_rows):
+        first = chunk[0].segment.start
+        num_rows = chunk[-1].segment.stop - first
+        rows_TD = rows_from(hidden_TD, first, align_rows(num_rows))
+        forward = _forward_chunk(unembedding, rows_TD, chunk, first)
+        results += [
+            PieceResult(part.logprobs_NK, part.token_loss.loss.double().sum()) for part in forward
+        ]
+        if gradient_TD is not None:
+            _backward_chunk(unembedding, rows_TD, forward, gradient_TD[first : first + num_rows])
+    return HeadResult(results, gradient_TD)
+
+
+def _chunks(pieces: Sequence[HeadPiece], max_chunk_rows: int) -> Iterator[list[HeadPiece]]:
+    """Group whole pieces, so that one product serves many small ones."""
+    chunk: list[HeadPiece] = []
+    for piece in pieces:
+        if chunk and piece.segment.stop - chunk[0].segment.start > max_chunk_rows:
+            yield chunk
+            chunk = []
+        chunk.append(piece)
+    if chunk:
+        yield chunk
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _ForwardPart:
+    """What one piece's backward needs; rows count from the start of the chunk.
+
+    ``logits_NV`` becomes the softmax in place when the backward comes to it.
+    """
+
+    rows: slice
+    adapter: SegmentAdapter | None
+    low_NR: Tensor | None
+    targets_NK: Tensor
+    logits_NV: Tensor
+    normalizer_N1: Tensor
+    logprobs_NK: Tensor
+    token_loss: TokenLoss
+
+
+def _forward_chunk(
+    unembedding: Unembedding, rows_TD: Tensor, chunk: Sequence[HeadPiece], first: int
+) -> list[_ForwardPart]:
+    segments = [
+        replace(p.segment, start=p.segment.start - first, stop=p.segment.stop - first)
+        for p in chunk
+    ]
+    adapters = [unembedding.adapters([segment]) for segment in segments]
+    logits_TV, lows = unembedding.logits(rows_TD, [a for found in adapters for a in found])
+    normalizers_T1 = log_normalizers(logits_TV)
+    remaining_lows = iter(lows)
+    parts: list[_ForwardPart] = []
+    for piece, segment, found in zip(chunk, segments, adapters, strict=True):
+        rows = slice(segment.start, segment.stop)
+        logprobs_NK = logits_TV[rows].gather(1, piece.targets_NK) - normalizers_T1[rows]
+        parts.append(
+            _ForwardPart(
+                rows,
+                found[0] if found else None,
+                next(remaining_lows) if found else None,
+                piece.targets_NK,
+                logits_TV[rows],
+                normalizers_T1[rows],
+                logprobs_NK,
+                piece.loss(logprobs_NK),
+            )
+        )
+    return parts
+
+
+def _backward_chunk(
+    unembedding: Unembedding,
+    rows_TD: Tensor,
+    parts: Sequence[_ForwardPart],
+    gradient_TD: Tensor,
+) -> None:
+    """Write d loss / d hidden into ``gradient_TD``, which begins at the chunk's first row."""
+    kept = [(part.token_loss.coefficient != 0).any(1).nonzero()[:, 0] for part in parts]
+    counts = [rows_M.shape[0] for rows_M in kept]
+    num_rows = sum(counts)
+    if num_rows == 0:
+        return
+    vocab_size = unembedding.weight_VD.shape[0]
+    dlogits_MV = rows_TD.new_zeros(align_rows(num_rows), vocab_size, dtype=torch.float32)
+    ranges: list[slice] = []
+    for part, rows_M, count in zip(parts, kept, counts, strict=True):
+        mine = slice(ranges[-1].stop if ranges else 0, (ranges[-1].stop if ranges else 0) + count)
+        ranges.append(mine)
+        torch.sub(part.logits_NV[rows_M], part.normalizer_N1[rows_M], out=dlogits_MV[mine])
+    # One exponential over aligned rows: the last elements of an odd-sized tensor take another,
+    # not vectorised path, whose last bit may differ.
+    dlogits_MV.exp_()
+    for part, rows_M, mine in zip(parts, kept, ranges, strict=True):
+        coefficient_MK = part.token_loss.coefficient[rows_M]
+        dlogits_MV[mine].mul_(-coefficient_MK.sum(1, keepdim=True))
+        dlogits_MV[mine].scatter_add_(1, part.targets_NK[rows_M], coefficient_MK)
+    dlogits_MV = dlogits_MV.to(rows_TD.dtype)
+    dhidden_MD = dlogits_MV @ unembedding.weight_VD
+    for part, rows_M, mine in zip(parts, kept, ranges, strict=True):
+        if part.adapter is not None and part.low_NR is not None and rows_M.shape[0]:
+            x_MD, low_MR = rows_TD[part.rows][rows_M], part.low_NR[rows_M]
+            dlow_MR = accumulate_gradients_(part.adapter, dlogits_MV[mine], x_MD, low_MR)
+            dhidden_MD[mine].addmm_(dlow_MR, part.adapter.adapter.lora_A_RD)
+        gradient_TD[part.rows][rows_M] = dhidden_MD[mine]

@@ -1,0 +1,137 @@
+"""The worker: claim a cycle, execute it, decode samples while nothing else is to do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import structlog
+
+from cyclora_core.errors import FencedOut
+from cyclora_core.storage import Storage
+from cyclora_core.store import Store
+from cyclora_core.types import BaseModelInfo, Cycle
+from cyclora_core.waiting import WorkerStats
+from cyclora_workers.engine import Engine
+from cyclora_workers.executor import Executor
+from cyclora_workers.recovery import ModelKeeper
+from cyclora_workers.sample_desk import SampleDesk
+
+_CLAIM_WAIT_S = 1.0
+_DECODE_STEPS_PER_TURN = 8
+
+_log = structlog.get_logger()
+
+
+class Worker:
+    """One process's loop around its engine; computing happens in one thread beside it."""
+
+    def __init__(
+        self,
+        store: Store,
+        storage: Storage,
+        engine: Engine,
+        info: BaseModelInfo,
+        *,
+        worker_id: str,
+        worker_name: str,
+        lease_s: float,
+        max_replay_s: float,
+    ) -> None:
+        self._store = store
+        self._engine = engine
+        self._info = info
+        self._worker_id = worker_id
+        self._worker_name = worker_name
+        self._lease_s = lease_s
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        self._keeper = ModelKeeper(store, storage, engine, self._in_thread, worker_id, max_replay_s)
+        self._samples = SampleDesk(store, storage, engine, self._in_thread, worker_id)
+        self._executor = Executor(
+            store, storage, engine, self._keeper, self._samples, self._in_thread, worker_id
+        )
+        self._cycles: asyncio.Queue[Cycle] = asyncio.Queue()
+        self._last_cycle_id = 0
+
+    async def _in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+
+    async def register(self) -> None:
+        await self._store.workers.register(
+            self._worker_id, self._worker_name, self._info, self._lease_s, self._stats()
+        )
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Work until ``stopping`` is set; then finish the cycle and write snapshots.
+
+        Raises:
+            FencedOut: this worker was declared dead; its process should start anew.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            beating = tasks.create_task(self._stay_alive())
+            claiming = tasks.create_task(self._claim())
+            stop_waiter = tasks.create_task(stopping.wait())
+            while not stopping.is_set():
+                await self._turn(stop_waiter)
+            await self._keeper.snapshot_all()
+            for task in (beating, claiming):
+                task.cancel()
+        await self._store.workers.retire(self._worker_id)
+        self._thread.shutdown()
+
+    async def run_until_idle(self) -> None:
+        """Execute what is dispatched and decode until nothing is left (for tests)."""
+        while True:
+            cycle = await self._store.workers.claim(self._worker_id, self._last_cycle_id, 0)
+            if cycle is not None:
+                self._last_cycle_id = cycle.cycle_id
+                await self._execute(cycle)
+            elif self._engine.sampler.is_idle:
+                return
+            else:
+                await self._decode()
+
+    async def _turn(self, stop_waiter: asyncio.Task[Any]) -> None:
+        if not self._cycles.empty():
+            await self._execute(self._cycles.get_nowait())
+        elif not self._engine.sampler.is_idle:
+            await self._decode()
+        else:
+            getter = asyncio.ensure_future(self._cycles.get())
+            await asyncio.wait({getter, stop_waiter}, return_when=asyncio.FIRST_COMPLETED)
+            if getter.done():
+                await self._execute(getter.result())
+            else:
+                getter.cancel()
+
+    async def _execute(self, cycle: Cycle) -> None:
+        await self._executor.execute(cycle)
+        await self._store.workers.release(self._worker_id, cycle.cycle_id, self._stats())
+
+    async def _decode(self) -> None:
+        finished = await self._in_thread(self._engine.decode, _DECODE_STEPS_PER_TURN)
+        if finished:
+            await self._samples.settle(finished)
+            await self._store.workers.report(self._worker_id, self._stats())
+
+    def _stats(self) -> WorkerStats:
+        return WorkerStats(
+            round(self._engine.tokens_per_s, 1), max(0, self._engine.sampler.free_kv_tokens)
+        )
+
+    async def _claim(self) -> None:
+        while True:
+            cycle = await self._store.workers.claim(
+                self._worker_id, self._last_cycle_id, _CLAIM_WAIT_S
+            )
+            if cycle is not None:
+                self._last_cycle_id = cycle.cycle_id
+                await self._cycles.put(cycle)
+
+    async def _stay_alive(self) -> None:
+        while True:
+            await asyncio.sleep(self._lease_s / 3)
+            if not await self._store.workers.renew(self._worker_id, self._lease_s):
+                raise FencedOut(f"worker {self._worker_id} was declared dead")

@@ -1,0 +1,80 @@
+"""AdamW on the flat buffers of one adapter.
+
+Legend: P elements of a flat buffer.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from cyclora_core.errors import UserError
+from cyclora_core.operations import OptimStepBody
+from cyclora_workers.adapter import AdapterState
+
+_CLIP_EPS = 1e-6
+"""As in ``torch.nn.utils.clip_grad_norm_``."""
+
+
+@torch.no_grad()
+def optimizer_step(state: AdapterState, body: OptimStepBody) -> dict[str, float]:
+    """One AdamW update with decoupled weight decay, as ``torch.optim.AdamW`` does it.
+
+    ::
+
+        g  = gradient * min(1, grad_clip_norm / (norm(gradient) + 1e-6))   unless it is 0.0
+        w  = w * (1 - lr * weight_decay)
+        m  = beta1 * m + (1 - beta1) * g
+        v  = beta2 * v + (1 - beta2) * g^2
+        w -= lr / (1 - beta1^n) * m / (sqrt(v / (1 - beta2^n)) + eps)
+
+    in step n. Without accumulated passes the gradient is zero, which still moves the weights.
+    Afterwards the compute copy is up to date and the gradient is zero.
+
+    Returns:
+        Metrics: ``grad_norm`` before clipping, and the number of this step.
+
+    Raises:
+        UserError: a parameter is out of range; nothing was changed then.
+    """
+    check_optim_step(body)
+    gradient_P = state.gradient_P
+    grad_norm = float(torch.linalg.vector_norm(gradient_P))
+    if body.grad_clip_norm > 0:
+        gradient_P.mul_(min(1.0, body.grad_clip_norm / (grad_norm + _CLIP_EPS)))
+    state.num_steps += 1
+    state.master_P.mul_(1 - body.learning_rate * body.weight_decay)
+    state.first_moment_P.lerp_(gradient_P, 1 - body.beta1)
+    state.second_moment_P.mul_(body.beta2).addcmul_(gradient_P, gradient_P, value=1 - body.beta2)
+    step_size = body.learning_rate / (1 - body.beta1**state.num_steps)
+    correction = math.sqrt(1 - body.beta2**state.num_steps)
+    # The gradient is done with: its buffer holds the denominator until it is zeroed.
+    denominator_P = torch.sqrt(state.second_moment_P, out=gradient_P)
+    denominator_P.div_(correction).add_(body.eps)
+    state.master_P.addcdiv_(state.first_moment_P, denominator_P, value=-step_size)
+    state.gradient_P.zero_()
+    state.num_accumulated_passes = 0
+    state.refresh_weights()
+    return {"grad_norm": grad_norm, "num_steps": float(state.num_steps)}
+
+
+def check_optim_step(body: OptimStepBody) -> None:
+    """Refuse parameters that make no update, or one that ends in NaN.
+
+    Raises:
+        UserError: a parameter is out of range.
+    """
+    accepted = {
+        "learning_rate": (body.learning_rate >= 0, "at least 0"),
+        "beta1": (0 <= body.beta1 < 1, "from 0 to below 1"),
+        "beta2": (0 <= body.beta2 < 1, "from 0 to below 1"),
+        # With eps 0 every element that never had a gradient becomes 0 / 0.
+        "eps": (body.eps > 0, "above 0"),
+        "weight_decay": (body.weight_decay >= 0, "at least 0"),
+        "grad_clip_norm": (body.grad_clip_norm >= 0, "at least 0, where 0 means no clipping"),
+    }
+    for name, (is_accepted, bounds) in accepted.items():
+        value: float = getattr(body, name)
+        if not (is_accepted and math.isfinite(value)):
+            raise UserError(f"{name} is {value}; it must be finite and {bounds}")

@@ -1,0 +1,29 @@
+"""How an operation's result or failure is put before its tenant."""
+
+from __future__ import annotations
+
+import uuid
+
+import structlog
+
+from cyclora_core import payload
+from cyclora_core.errors import CycloraError, ErrorCategory, UserError
+from cyclora_core.operations import Result
+from cyclora_core.records import OperationError
+from cyclora_core.store.operations import Outcome
+
+_log = structlog.get_logger()
+
+
+def as_outcome(result: Result | Exception, num_tokens: int, request_id: str) -> Outcome:
+    """What to settle; an error of ours gets an id and keeps its text to the log."""
+    if not isinstance(result, Exception):
+        return Outcome(payload.encode(result.to_payload()), num_tokens=num_tokens)
+    if isinstance(result, UserError):
+        return Outcome(None, OperationError(str(result), ErrorCategory.USER))
+    error_id = uuid.uuid4().hex[:12]
+    _log.error("operation failed", request_id=request_id, error_id=error_id, exc_info=result)
+    category = result.category if isinstance(result, CycloraError) else ErrorCategory.SERVER
+    return Outcome(
+        None, OperationError(f"the server failed on this operation (error {error_id})", category)
+    )

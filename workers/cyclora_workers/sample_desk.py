@@ -1,0 +1,96 @@
+"""Samples on this worker: admitted from a cycle, settled when they finish, whenever that is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import structlog
+
+from cyclora_core.errors import FencedOut, ServerError, UserError
+from cyclora_core.ids import CheckpointPath
+from cyclora_core.operations import OperationKind, SampleBody, SampleResult
+from cyclora_core.storage import Storage
+from cyclora_core.store import Store
+from cyclora_core.store.operations import Outcome
+from cyclora_core.types import PlannedSample
+from cyclora_workers.engine import Engine
+from cyclora_workers.outcomes import as_outcome
+from cyclora_workers.recovery import InThread, decode_body
+from cyclora_workers.sampling.sampler import FinishedSample
+
+_log = structlog.get_logger()
+
+
+class SampleDesk:
+    """Keeps whose sample each request is while the sampler works on it."""
+
+    def __init__(
+        self,
+        store: Store,
+        storage: Storage,
+        engine: Engine,
+        in_thread: InThread,
+        worker_id: str,
+    ) -> None:
+        self._store = store
+        self._storage = storage
+        self._engine = engine
+        self._in_thread = in_thread
+        self._worker_id = worker_id
+        self._running: dict[str, tuple[PlannedSample, int]] = {}
+
+    async def admit(self, samples: Sequence[PlannedSample]) -> None:
+        """Hand new samples to the sampler; one that cannot run fails alone."""
+        for sample in samples:
+            if sample.request_id in self._running:
+                continue
+            try:
+                (data,) = await self._store.operations.bodies([sample.request_id])
+                body = decode_body(OperationKind.SAMPLE, data)
+                if not isinstance(body, SampleBody):
+                    raise TypeError(f"{sample.request_id} is not a sample")
+                self._running[sample.request_id] = (sample, len(body.prompt_tokens))
+                await self._admit(sample.request_id, body)
+            except ServerError:
+                # Settled meanwhile by another worker: the body is gone because it is done.
+                _log.info("sample was settled before", request_id=sample.request_id)
+            except Exception as error:  # noqa: BLE001 - boundary: this sample alone fails
+                self._running.pop(sample.request_id, None)
+                await self._settle(sample, as_outcome(error, 0, sample.request_id), 0)
+
+    async def _admit(self, request_id: str, body: SampleBody) -> None:
+        lora, folder = None, None
+        if body.weights_path is not None:
+            checkpoint = await self._store.checkpoints.get(body.weights_path)
+            if checkpoint is None:
+                raise UserError(f"checkpoint {body.weights_path!r} was deleted or has expired")
+            lora = checkpoint.lora
+            folder = self._storage.checkpoint_dir(CheckpointPath.parse(body.weights_path))
+        await self._in_thread(self._engine.admit, request_id, body, lora, folder)
+
+    async def settle(self, finished: Sequence[FinishedSample]) -> None:
+        for each in finished:
+            sample, num_prompt_tokens = self._running.pop(each.request_id)
+            num_tokens = (
+                sum(len(sequence.tokens) for sequence in each.result.sequences)
+                if isinstance(each.result, SampleResult)
+                else 0
+            )
+            outcome = as_outcome(each.result, num_tokens, each.request_id)
+            await self._settle(sample, outcome, num_prompt_tokens)
+
+    async def _settle(
+        self, sample: PlannedSample, outcome: Outcome, num_prefilled_tokens: int
+    ) -> None:
+        try:
+            await self._store.operations.settle_sample(
+                worker_id=self._worker_id,
+                tenant_id=sample.tenant_id,
+                sampling_session_id=sample.sampling_session_id,
+                seq_id=sample.seq_id,
+                request_id=sample.request_id,
+                outcome=outcome,
+                num_prefilled_tokens=num_prefilled_tokens,
+            )
+        except FencedOut:
+            _log.warning("sample moved to another worker", request_id=sample.request_id)

@@ -1,0 +1,1 @@
+"""Continuous batching: samples of many tenants on many adapters share every pass."""

@@ -1,0 +1,87 @@
+"""Settings of a worker process; read from the environment in ``__main__`` only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class WorkerSettings(BaseSettings):
+    """Prefix ``CYCLORA_``."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="CYCLORA_", extra="forbid", use_attribute_docstrings=True
+    )
+
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    """Where the store is: ``redis://host:port/db`` or ``unix:///path/to/socket``."""
+
+    key_prefix: str = "cyclora"
+    """Prefix of every Redis key; deployments that share a Redis need different ones."""
+
+    storage_url: Path = Path("data/storage")
+    """Folder of checkpoints and snapshots, the same for all processes of a deployment."""
+
+    base_model: str = "cyclora/tiny-chat"
+    """Name under which tenants ask for this worker's base model."""
+
+    base_model_path: str = "cyclora/tiny-chat"
+    """Folder or Hugging Face id of its weights and tokenizer."""
+
+    worker_name: str = "worker-0"
+    """Stable name of this worker's place; a new process of the name replaces the old one."""
+
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the base model: auto is bfloat16 on a GPU and float32 on a CPU."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto takes a GPU when there is one."""
+
+    num_threads: int = Field(default=0, ge=0)
+    """CPU threads of one operator; 0 leaves the choice to torch. More than the machine's cores
+    slows everything down."""
+
+    max_lora_rank: int = Field(default=128, ge=1)
+    """Largest lora_rank a tenant may ask for; adapter memory grows in proportion."""
+
+    max_context_length: int = Field(default=0, ge=0)
+    """Longest sequence in tokens; 0 takes the base model's own bound."""
+
+    max_tokens_per_microbatch: int = Field(default=4096, ge=1)
+    """Tokens of one packed forward and backward. More needs more memory for activations; fewer
+    pays the overhead of a pass more often."""
+
+    max_kv_tokens: int = Field(default=65_536, ge=1)
+    """Tokens of KV cache shared by all running samples; the rest wait. More needs memory."""
+
+    decode_steps_per_microbatch: int = Field(default=4, ge=0)
+    """Decode steps between two training microbatches while both have work.
+
+    0 lets samples stand still until the cycle's passes are done.
+    """
+
+    max_cached_samplers: int = Field(default=64, ge=1)
+    """Frozen adapter copies kept for sampling; others are read from storage again."""
+
+    max_replay_s: float = Field(default=20.0, gt=0.0)
+    """Seconds that replaying a model's log may take; a snapshot is written before it would exceed
+    them. Shorter recovers faster and writes more."""
+
+    lease_s: float = Field(default=10.0, gt=0.0)
+    """Seconds a worker may go silent before its work is given to another.
+
+    Shorter recovers faster; shorter than a pause of the process hands out work twice, which
+    costs time but no correctness, since the first worker can no longer settle it.
+    """
+
+    ready_file: Path | None = None
+    """File that tells a supervisor about the progress of loading and when work can start."""
+
+    log_level: str = "INFO"
+    """DEBUG, INFO, WARNING or ERROR."""
+
+    log_json: bool = True
+    """JSON lines; false prints for a terminal."""
