@@ -6,6 +6,8 @@ like a missing one, so ids cannot be probed.
 
 from __future__ import annotations
 
+import asyncio
+
 from cyclora_core import ids
 from cyclora_core.errors import Gone, NotFound, Unavailable
 from cyclora_core.ids import CheckpointPath
@@ -89,3 +91,13 @@ async def base_model_of(services: Services, name: str) -> BaseModelInfo:
     if info is None:
         raise Unavailable(f"no worker has registered base model {name!r} yet")
     return info
+
+
+async def discard_checkpoint(services: Services, path: CheckpointPath) -> None:
+    """Delete a checkpoint for good.
+
+    The record first: files without a record only take space, a record without files would be
+    listed and then fail to load.
+    """
+    await services.store.checkpoints.delete(str(path))
+    await asyncio.to_thread(services.storage.delete_checkpoint, path)

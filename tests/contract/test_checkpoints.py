@@ -123,3 +123,17 @@ def test_an_adapter_of_attention_only_trains_only_attention(
     assert losses[-1] < losses[0]
     metrics = model.optim_step(types.AdamParams(learning_rate=1e-3)).result().metrics
     assert metrics is not None
+
+
+def test_ephemeral_weights_go_with_the_session_that_made_them(up: Running) -> None:
+    service = up.service("tidy")
+    model = service.create_lora_training_client(BASE_MODEL, rank=8).result()
+    kept = model.save_weights_for_sampler("kept").result().path
+    for _ in range(2):
+        model.save_weights_and_get_sampling_client().result()
+    folder = up.folder / "storage" / "checkpoints" / model.model_id / "sampler_weights"
+    assert len(list(folder.iterdir())) == 3
+
+    service.close("success").result()
+
+    assert [each.name for each in folder.iterdir()] == [kept.rpartition("/")[2]]

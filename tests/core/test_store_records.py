@@ -146,7 +146,11 @@ async def test_unlisted_checkpoints_are_found_by_path_only(store: Store) -> None
 
     assert ([each.name for each in listed], total) == (["b", "a"], 2)
     assert await store.checkpoints.of_model(model_id()) == listed
-    assert await store.checkpoints.get(checkpoint("hidden", 3).path) is not None
+    hidden = checkpoint("hidden", 3).path
+    assert await store.checkpoints.get(hidden) is not None
+    assert await store.checkpoints.unlisted_of_model(model_id()) == [hidden]
+    await store.checkpoints.delete(hidden)
+    assert await store.checkpoints.unlisted_of_model(model_id()) == []
 
 
 async def test_a_deleted_checkpoint_is_gone_from_every_list(store: Store) -> None:

@@ -264,6 +264,10 @@ class Checkpoints:
     async def of_model(self, model_id: str) -> list[Checkpoint]:
         return [each for each in self.records.values() if each.model_id == model_id][::-1]
 
+    async def unlisted_of_model(self, model_id: str) -> list[str]:
+        records = self.records.values()
+        return [each.path for each in records if each.model_id == model_id and not each.is_listed]
+
     async def list(self, tenant_id: str, offset: int, limit: int) -> tuple[list[Checkpoint], int]:
         found = [each for each in self.records.values() if each.tenant_id == tenant_id]
         return found[::-1][offset : offset + limit], len(found)

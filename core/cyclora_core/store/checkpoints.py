@@ -22,6 +22,8 @@ class Checkpoints:
                 row = {checkpoint.path: checkpoint.created_at_ms}
                 pipe.zadd(self._keys.checkpoints_of(checkpoint.tenant_id), row)
                 pipe.zadd(self._keys.checkpoints_of_model(checkpoint.model_id), row)
+            else:
+                pipe.sadd(self._keys.unlisted_of_model(checkpoint.model_id), checkpoint.path)
             await pipe.execute()
 
     async def get(self, path: str) -> Checkpoint | None:
@@ -32,6 +34,11 @@ class Checkpoints:
         """Newest first."""
         rows = await self._redis.zrevrange(self._keys.checkpoints_of_model(model_id), 0, -1)
         return await self._load([row.decode() for row in rows])
+
+    async def unlisted_of_model(self, model_id: str) -> list[str]:
+        """Paths of the checkpoints behind a model's ephemeral sampling sessions."""
+        rows = await self._redis.smembers(self._keys.unlisted_of_model(model_id))
+        return sorted(row.decode() for row in rows)
 
     async def list(self, tenant_id: str, offset: int, limit: int) -> tuple[list[Checkpoint], int]:
         """A page, newest first, and the number of all."""
@@ -55,5 +62,6 @@ class Checkpoints:
             pipe.delete(self._keys.checkpoint(path))
             pipe.zrem(self._keys.checkpoints_of(checkpoint.tenant_id), path)
             pipe.zrem(self._keys.checkpoints_of_model(checkpoint.model_id), path)
+            pipe.srem(self._keys.unlisted_of_model(checkpoint.model_id), path)
             await pipe.execute()
         return True

@@ -92,6 +92,9 @@ class Keys:
     def checkpoints_of_model(self, model_id: str) -> str:
         return f"{self.prefix}:model:{model_id}:checkpoints"
 
+    def unlisted_of_model(self, model_id: str) -> str:
+        return f"{self.prefix}:model:{model_id}:unlisted"
+
     # Base models, workers, the clock
     def base_models(self) -> str:
         return f"{self.prefix}:base_models"

@@ -70,10 +70,7 @@ async def delete_checkpoint(
     await access.owned_model(services, identity.tenant_id, run)
     path = CheckpointPath(run, kind, check_name(name))
     await access.owned_checkpoint(services, identity.tenant_id, path)
-    # The record first: files without a record only take space, a record without files would be
-    # listed and then fail to load.
-    await services.store.checkpoints.delete(str(path))
-    await asyncio.to_thread(services.storage.delete_checkpoint, path)
+    await access.discard_checkpoint(services, path)
     return {}
 
 

@@ -7,11 +7,12 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Query
 
 from cyclora_core import ids
+from cyclora_core.ids import CheckpointPath
 from cyclora_core.records import Session
 from cyclora_server import access
 from cyclora_server.auth import IdentityDep, needs_key
 from cyclora_server.body import documented, json_body
-from cyclora_server.services import Json, ServicesDep
+from cyclora_server.services import Json, Services, ServicesDep
 from cyclora_server.wire import bodies
 
 router = APIRouter(prefix="/api/v1", tags=["sessions"], dependencies=needs_key)
@@ -73,7 +74,15 @@ async def finish_session(
     session = await access.owned_session(services, identity.tenant_id, session_id)
     if session.finished_reason is None:
         await services.store.sessions.finish(session_id, body.reason.type[:100])
+        await _discard_ephemeral_weights(services, session_id)
     return {}
+
+
+async def _discard_ephemeral_weights(services: Services, session_id: str) -> None:
+    """Delete what only this session's own sampling sessions could still read."""
+    for model_id in await services.store.models.of_session(session_id):
+        for path in await services.store.checkpoints.unlisted_of_model(model_id):
+            await access.discard_checkpoint(services, CheckpointPath.parse(path))
 
 
 @router.get("/sessions", summary="The tenant's sessions, newest first")
