@@ -10,6 +10,8 @@ import torch
 from cyclora_core.errors import ServerError, UserError
 from cyclora_core.operations import SampleResult, StopReason
 from cyclora_workers.adapter import AdapterWeights, ModuleAdapter
+from cyclora_workers.sampling.kv_cache import KvShape
+from cyclora_workers.sampling.request import SampleRequest
 from workers.sampling.builders import (
     CONTEXT_LENGTH,
     EOS_TOKEN_ID,
@@ -343,6 +345,24 @@ def test_a_tokenizer_that_raises_fails_the_request_that_asked_for_it(qwen3: Tiny
 
     assert isinstance(results["broken"], KeyError)
     assert bits(sample(qwen3.base_model, body(PROMPT))) == bits(results["sound"])
+
+
+def test_memory_that_cannot_be_had_fails_the_request_that_wanted_it(
+    qwen3: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = SampleRequest.start
+
+    def start_or_fail(request: SampleRequest, shape: KvShape) -> None:
+        if request.request_id == "failing":
+            raise MemoryError
+        start(request, shape)
+
+    monkeypatch.setattr(SampleRequest, "start", start_or_fail)
+
+    result, unharmed = run_beside(qwen3, body(PROMPT), None)
+
+    assert isinstance(result, MemoryError)
+    assert unharmed == ALL_UNHARMED
 
 
 def test_a_base_model_without_finite_logits_is_not_the_tenants_fault(

@@ -99,7 +99,8 @@ class Sampler:
         Raises:
             UserError: it can never run here.
         """
-        assert request_id not in self._running, f"request {request_id} is running already"
+        present = {*self._running, *(request.request_id for request in self._waiting)}
+        assert request_id not in present, f"request {request_id} is here already"
         request = SampleRequest(request_id, body, adapter, self._base_model, self._detokenize)
         if request.num_kv_tokens > self._max_kv_tokens:
             raise UserError(
@@ -129,8 +130,11 @@ class Sampler:
         """Start requests in order of arrival; a large one at the head is not overtaken."""
         while self._waiting and self._waiting[0].num_kv_tokens <= self.free_kv_tokens:
             request = self._waiting.popleft()
-            request.start(self._kv_shape)
             self._running[request.request_id] = request
+            try:
+                request.start(self._kv_shape)
+            except Exception as error:  # noqa: BLE001 - boundary: this request alone fails
+                self._end(request, error)
 
     def _parts(self) -> list[Part]:
         decodes: list[Part] = []
