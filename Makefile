@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DATA ?= data
 PYTEST_ARGS ?=
+# Threads that spin while they wait starve the processes under test on a small machine.
+export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo serve test test-quick check format bench clean

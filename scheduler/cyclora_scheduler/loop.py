@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import structlog
 
@@ -29,12 +30,13 @@ class Scheduler:
         store: Store,
         settings: SchedulerSettings,
         clock: Clock,
-        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        wait: Callable[[float], Awaitable[None]] | None = None,
     ) -> None:
         self._store = store
         self._settings = settings
         self._clock = clock
-        self._pause = pause
+        self._wait = wait or store.cycles.wait_for_work
+        self._last: dict[str, LastCycle] = {}
         self._token = uuid.uuid4().hex
         self._credits: dict[str, Credits] = {}
         self._weights: Mapping[str, float] = {}
@@ -70,6 +72,9 @@ class Scheduler:
         for worker in alive:
             if worker.is_free:
                 num_dispatched += await self._dispatch_to(worker, alive)
+        self._last = {
+            w.worker_id: self._last[w.worker_id] for w in alive if w.worker_id in self._last
+        }
         return num_dispatched
 
     async def _bury(self, worker: WorkerState) -> None:
@@ -77,21 +82,30 @@ class Scheduler:
             _log.warning("worker declared dead", worker_id=worker.worker_id)
 
     async def _dispatch_to(self, worker: WorkerState, alive: Sequence[WorkerState]) -> int:
-        started_s = self._clock.mono_s()
+        last = self._last.get(worker.worker_id)
+        if last is not None and last.ended_s is None:
+            last.ended_s = self._clock.mono_s()
+        budget = cycle_budget(worker, self._settings)
         waiting = await self._gather(worker)
         if waiting.is_empty:
             return 0
-        budget = cycle_budget(worker, self._settings)
-        wait_s = coalesce_s(waiting, budget, self._clock.now_ms(), self._settings.coalesce_ms)
-        if wait_s > 0:
-            await self._pause(wait_s)
+        while (wait_s := self._company_s(waiting, last, budget)) > 0:
+            await self._wait(wait_s)
             waiting = await self._gather(worker)
+        started_s = self._clock.mono_s()
         alive_ids = frozenset(each.worker_id for each in alive)
         credits = self._credits.get(worker.base_model, Credits({}, {}))
         plan = plan_cycle(waiting, worker.worker_id, alive_ids, budget, credits, self._weights)
         if plan.is_empty:
             return 0
         return await self._dispatch(worker, plan, started_s)
+
+    def _company_s(self, waiting: Waiting, last: LastCycle | None, budget: Budget) -> float:
+        now_s, settings = self._clock.mono_s(), self._settings
+        wait_s = coalesce_s(waiting, budget, self._clock.now_ms(), settings.coalesce_ms)
+        if last is not None:
+            wait_s = max(wait_s, last.return_s(waiting, budget, now_s, settings.company_ms))
+        return wait_s
 
     async def _gather(self, worker: WorkerState) -> Waiting:
         return await self._store.cycles.gather(
@@ -108,6 +122,9 @@ class Scheduler:
             _log.info("cycle not dispatched", worker_id=worker.worker_id, reason=outcome)
             return 0
         self._credits[worker.base_model] = plan.credits
+        self._last[worker.worker_id] = LastCycle(
+            frozenset(model.model_id for model in models), self._clock.mono_s()
+        )
         tenants = {m.tenant_id for m in models} | {s.operation.tenant_id for s in plan.samples}
         _log.info(
             "cycle planned",
@@ -131,15 +148,41 @@ def cycle_budget(worker: WorkerState, settings: SchedulerSettings) -> Budget:
     return Budget(tokens, worker.stats.free_sample_tokens)
 
 
-def coalesce_s(waiting: Waiting, budget: Budget, now_ms: int, coalesce_ms: float) -> float:
-    """Seconds to wait for company.
+def is_little(waiting: Waiting, budget: Budget) -> bool:
+    """Whether less than half a cycle of passes waits, so that company would be welcome."""
+    operations = [operation for model in waiting.models for operation in model.operations]
+    return 2 * sum(operation.num_tokens for operation in operations) < budget.max_pass_tokens
 
-    None once anything has waited for the whole window, or when half a cycle is waiting already.
-    """
-    operations = [o for model in waiting.models for o in model.operations]
-    if 2 * sum(o.num_tokens for o in operations) >= budget.max_pass_tokens:
+
+def coalesce_s(waiting: Waiting, budget: Budget, now_ms: int, coalesce_ms: float) -> float:
+    """Seconds to wait for company: none once anything has waited for the whole window."""
+    if not is_little(waiting, budget):
         return 0.0
-    submitted = [o.submitted_at_ms for o in operations]
+    submitted = [o.submitted_at_ms for model in waiting.models for o in model.operations]
     submitted += [sample.operation.submitted_at_ms for sample in waiting.samples]
     waited_ms = now_ms - min(submitted)
     return max(0.0, min(coalesce_ms, coalesce_ms - waited_ms)) / 1000
+
+
+@dataclass(slots=True)
+class LastCycle:
+    """A worker's latest cycle, as a hint who will be back soon."""
+
+    model_ids: frozenset[str]
+    dispatched_s: float
+    ended_s: float | None = None
+
+    def return_s(self, waiting: Waiting, budget: Budget, now_s: float, company_ms: float) -> float:
+        """Seconds to wait for the models of this cycle to come back with their next operations.
+
+        Two clients that each await their results would else take turns for ever, one computing
+        while the other waits. Once both were in a cycle they get their answers together, and go
+        on together. The wait is bounded by half the length of the cycle they return from.
+        """
+        is_anyone_away = self.model_ids - {model.model_id for model in waiting.models}
+        if self.ended_s is None or not (is_anyone_away and waiting.models):
+            return 0.0
+        if not is_little(waiting, budget):
+            return 0.0
+        bound_s = min(company_ms / 1000, (self.ended_s - self.dispatched_s) / 2)
+        return max(0.0, bound_s - (now_s - self.ended_s))

@@ -28,6 +28,13 @@ class SchedulerSettings(BaseSettings):
     more than a few is felt as latency by a lone client.
     """
 
+    company_ms: float = Field(default=25.0, ge=0.0, le=1000.0)
+    """Longest wait, in milliseconds, for the models of a worker's last cycle to come back while
+    little else is waiting; never more than half that cycle's length.
+
+    0 lets clients that await their results take turns instead of sharing cycles.
+    """
+
     target_cycle_s: float = Field(default=2.0, gt=0.0, le=60.0)
     """Seconds of passes one cycle should take at the measured speed.
 

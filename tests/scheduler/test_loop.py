@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
 
 from core.builders import BASE_MODEL, add_worker, model_id, sample, submission, submit
 from cyclora_core.clock import ManualClock
@@ -11,7 +14,7 @@ from cyclora_core.store import Store
 from cyclora_core.store.operations import Outcome
 from cyclora_core.types import Cycle, PendingOperation
 from cyclora_core.waiting import Waiting, WaitingModel, WorkerState, WorkerStats
-from cyclora_scheduler.loop import Scheduler, coalesce_s, cycle_budget
+from cyclora_scheduler.loop import LastCycle, Scheduler, coalesce_s, cycle_budget
 from cyclora_scheduler.planner import Budget
 from cyclora_scheduler.settings import SchedulerSettings
 
@@ -28,13 +31,16 @@ class Harness:
         self.clock = clock
         self.scheduler = Scheduler(store, SchedulerSettings(), clock, self.pause)
         self.pauses_s: list[float] = []
+        self.on_wait: Callable[[], Awaitable[object]] | None = None
         self.last_cycle_id = 0
 
     async def pause(self, seconds: float) -> None:
         self.pauses_s.append(seconds)
         self.clock.advance(seconds)
+        if self.on_wait is not None:
+            await self.on_wait()
 
-    async def cycle(self) -> Cycle:
+    async def cycle(self, took_s: float = 0.0) -> Cycle:
         """Dispatch one cycle, settle it as a worker would, release the worker."""
         assert await self.scheduler.tick() == 1
         cycle = await self.store.workers.claim("worker-1", self.last_cycle_id, 0)
@@ -51,6 +57,7 @@ class Harness:
                     outcome=Outcome(b"done"),
                 )
         self.last_cycle_id = cycle.cycle_id
+        self.clock.advance(took_s)
         await self.store.workers.release("worker-1", cycle.cycle_id, WorkerStats())
         return cycle
 
@@ -202,3 +209,63 @@ def test_half_a_cycle_of_work_waits_for_no_company() -> None:
     assert coalesce_s(waiting, Budget(1000, 0), 1000, 4.0) == 0.0
     assert coalesce_s(waiting, Budget(1001, 0), 1000, 4.0) == 0.004
     assert coalesce_s(waiting, Budget(1001, 0), 1003, 4.0) == 0.001
+
+
+def waiting_for(*model_ids: str) -> Waiting:
+    pending = PendingOperation("r", PASS, "t", "m", 1, 10, [10], submitted_at_ms=0)
+    return Waiting([WaitingModel(m, "t", None, 0, -1, 0, [pending]) for m in model_ids], [])
+
+
+def test_the_models_of_the_last_cycle_are_waited_for_up_to_half_its_length() -> None:
+    last = LastCycle(frozenset("ab"), dispatched_s=10.0, ended_s=10.04)
+    budget = Budget(1000, 0)
+
+    assert last.return_s(waiting_for("b"), budget, 10.04, 25.0) == pytest.approx(0.02)
+    assert last.return_s(waiting_for("b"), budget, 10.05, 25.0) == pytest.approx(0.01)
+    assert last.return_s(waiting_for("b"), budget, 10.07, 25.0) == 0.0
+    assert last.return_s(waiting_for("c"), budget, 10.04, 5.0) == pytest.approx(0.005)
+
+
+def test_nobody_is_waited_for_when_all_are_back_or_much_is_waiting() -> None:
+    last = LastCycle(frozenset("ab"), dispatched_s=10.0, ended_s=10.04)
+
+    assert last.return_s(waiting_for("a", "b", "c"), Budget(1000, 0), 10.04, 25.0) == 0.0
+    assert last.return_s(waiting_for("b"), Budget(20, 0), 10.04, 25.0) == 0.0
+    assert last.return_s(Waiting([], []), Budget(1000, 0), 10.04, 25.0) == 0.0
+
+
+async def test_two_clients_that_await_their_results_end_up_in_one_cycle(
+    store: Store, clock: ManualClock
+) -> None:
+    harness = Harness(store, clock)
+    await add_worker(store)
+    first, second = model_id(0), model_id(1)
+    await submit(store, submission(CREATE, 0, owner_id=first))
+    await harness.cycle(took_s=0.04)
+    await submit(store, submission(CREATE, 0, owner_id=second))
+    back = submission(PASS, 1, owner_id=first, datum_tokens=[4])
+    harness.on_wait = lambda: submit(store, back)  # while the scheduler waits for it
+
+    cycle = await harness.cycle(took_s=0.04)
+
+    assert sorted(model.model_id for model in cycle.models) == [first, second]
+
+
+async def test_a_client_that_does_not_come_back_is_waited_for_once(
+    store: Store, clock: ManualClock
+) -> None:
+    harness = Harness(store, clock)
+    await add_worker(store)
+    first, second = model_id(0), model_id(1)
+    await submit(store, submission(CREATE, 0, owner_id=first))
+    await harness.cycle(took_s=0.04)
+    await submit(store, submission(CREATE, 0, owner_id=second))
+
+    await harness.cycle(took_s=0.04)
+    waited_s = sum(harness.pauses_s)
+    await submit(store, submission(PASS, 1, owner_id=second, datum_tokens=[4]))
+    clock.advance(1)
+    await harness.cycle()
+
+    assert waited_s == pytest.approx(0.004 + 0.02)
+    assert sum(harness.pauses_s) == waited_s
