@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 
 import cyclora_core
 from cyclora_core.clock import Clock
@@ -65,7 +66,8 @@ def create_app(settings: Settings, store: StorePort, storage: StoragePort, clock
             with suppress(asyncio.CancelledError):
                 await listener
 
-    app = FastAPI(
+    # The page's scripts come from here too: it must work where nothing else can be reached.
+    app = FastAPIOffline(
         title="cyclora",
         version=cyclora_core.__version__,
         summary="A LoRA training server that speaks the Tinker API.",

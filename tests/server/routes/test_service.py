@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import httpx
 import pytest
 from structlog.testing import capture_logs
@@ -85,3 +87,14 @@ def test_the_interactive_documentation_has_a_text_for_every_tag(
         for tag in route["tags"]
     }
     assert used == described
+
+
+async def test_the_api_page_loads_nothing_from_elsewhere(client: httpx.AsyncClient) -> None:
+    page = await client.get("/docs")
+
+    sources = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert page.status_code == 200
+    assert len(sources) >= 2
+    for source in sources:
+        assert source.startswith("/")
+        assert (await client.get(source)).status_code == 200
