@@ -62,7 +62,9 @@ async def settle(
         base_model=BASE_MODEL,
         model_id=model_id(),
         operation=operation,
-        outcome=Outcome(None if error else b"result", error, num_tokens=7),
+        outcome=Outcome(
+            None if error else b"result", error, num_tokens=7, is_replayed=error is None
+        ),
     )
 
 

@@ -150,3 +150,21 @@ def test_a_refused_step_changes_nothing(
         optimizer_step(state, replace(BODY, **change))
 
     assert all(torch.equal(before[k], v) for k, v in state.export_tensors().items())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_is_dropped_and_moves_nothing(
+    base_model: BaseModel, bad: float
+) -> None:
+    state = random_adapter(base_model, 4, 0)
+    fill_gradient(state, 1)
+    optimizer_step(state, BODY)
+    before = state.export_tensors()
+    fill_gradient(state, 2)
+    state.gradient_P[5] = bad
+
+    with pytest.raises(UserError, match=str(bad)):
+        optimizer_step(state, BODY)
+
+    after = state.export_tensors()
+    assert all(torch.equal(after[name], value) for name, value in before.items())

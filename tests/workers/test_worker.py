@@ -15,6 +15,7 @@ from cyclora_core.operations import (
     LoadWeightsBody,
     LoraConfig,
     OperationKind,
+    OptimStepBody,
     PassBody,
     PassResult,
     SampleBody,
@@ -143,8 +144,6 @@ async def test_gradients_that_no_step_has_used_survive_a_new_worker(harness: Har
     await harness.submit(OperationKind.FORWARD_BACKWARD, body, model=1)
     await harness.run_until_idle()
     await harness.start_worker()
-    from cyclora_core.operations import OptimStepBody
-
     step = OptimStepBody(learning_rate=1e-2)
     await harness.submit(OperationKind.OPTIM_STEP, step, model=1)
     second = await harness.train(cross_entropy([7, 13, 1, 9], seed=1), 1)
@@ -375,3 +374,69 @@ async def test_forward_leaves_no_gradient(harness: Harness) -> None:
     for pair in (requests, again):
         first, second = [await harness.pass_result(request) for request in pair]
         assert same(first, second)
+
+
+async def test_a_step_with_a_gradient_that_is_not_finite_fails_and_replays_as_it_went(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await harness.create(0)
+    await harness.create(1)
+    body = cross_entropy([6, 3], seed=4)
+    huge = policy_body("importance_sampling", [4], seed=1)
+    for datum in huge.data:
+        inputs: Any = datum.loss_fn_inputs
+        inputs["logprobs"] = np.full(4, -1e30, np.float32)
+    bad_step = await harness.submit(OperationKind.FORWARD_BACKWARD, huge, model=1)
+    assert bad_step
+    failing = await harness.submit(
+        OperationKind.OPTIM_STEP, OptimStepBody(learning_rate=1e-2), model=1
+    )
+    first = [await harness.train(body, model) for model in (0, 1)]
+    await harness.run_until_idle()
+    await harness.start_worker()
+    second = [await harness.train(body, model) for model in (0, 1)]
+    await harness.run_until_idle()
+
+    future = await harness.future(failing)
+    assert future.error is not None
+    assert "gradient" in future.error.message
+    for pair in (first, second):
+        results = [await harness.pass_result(request) for request in pair]
+        assert same(*results)
+
+
+async def test_a_pass_that_does_not_fit_into_memory_packed_runs_block_by_block(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = await run_steps(harness, 0, num_steps=2)
+    from cyclora_workers import engine
+
+    real = engine.PackedPasses
+
+    class Cramped(real):
+        def __init__(self, base_model: Any, items: Any, **options: Any) -> None:
+            super().__init__(base_model, items, **options)
+            self._is_packed = options["max_tokens_per_microbatch"] > 1
+
+        def __next__(self) -> int:
+            num_tokens = super().__next__()
+            if self._is_packed:
+                raise MemoryError
+            return num_tokens
+
+    monkeypatch.setattr(engine, "PackedPasses", Cramped)
+
+    again = await run_steps(harness, 1, num_steps=2)
+
+    assert all(same(a, b) for a, b in zip(alone, again, strict=True))
+
+
+async def test_operations_of_a_model_whose_creation_failed_say_so(harness: Harness) -> None:
+    flags = {"train_attn": False, "train_mlp": False, "train_unembed": False}
+    await harness.create(0, LoraConfig(4, **flags))
+    request = await harness.train(cross_entropy([4]))
+    await harness.run_until_idle()
+
+    future = await harness.future(request)
+    assert future.error is not None
+    assert "creating it failed" in future.error.message

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cyclora_core.errors import UserError
 from cyclora_core.operations import (
     LoraConfig,
     OptimStepBody,
@@ -90,6 +91,11 @@ class Engine:
     def create(self, model_id: str, lora: LoraConfig) -> None:
         self._adapters[model_id] = AdapterState.create(self.base_model, lora)
 
+    def _adapter(self, model_id: str) -> AdapterState:
+        if model_id not in self._adapters:
+            raise UserError(f"model {model_id!r} has no adapter: creating it failed")
+        return self._adapters[model_id]
+
     def drop(self, model_id: str) -> None:
         """Forget a model's state; it is restored from snapshot and log when needed again."""
         self._adapters.pop(model_id, None)
@@ -111,11 +117,11 @@ class Engine:
 
     def save(self, model_id: str, folder: Path, *, optimizer: bool) -> int:
         """Write a checkpoint as a PEFT folder; returns its size in bytes."""
-        state = self._adapters[model_id]
+        state = self._adapter(model_id)
         return checkpoint.save_checkpoint(state, self.base_model, folder, with_optimizer=optimizer)
 
     def write_snapshot(self, model_id: str, folder: Path) -> None:
-        snapshot.write(self._adapters[model_id], folder)
+        snapshot.write(self._adapter(model_id), folder)
 
     def read_snapshot(self, model_id: str, lora: LoraConfig, folder: Path) -> None:
         state = AdapterState.empty(self.base_model, lora)
@@ -123,21 +129,22 @@ class Engine:
         self._adapters[model_id] = state
 
     def optim_step(self, model_id: str, body: OptimStepBody) -> Mapping[str, float]:
-        return optimizer_step(self._adapters[model_id], body)
+        return optimizer_step(self._adapter(model_id), body)
 
     def run_passes(self, passes: Sequence[Pass]) -> Iterator[dict[str, PassOutcome]]:
         """Run the passes of all models packed together.
 
         Yields an empty dict after each microbatch, so that samples and other work can go on in
-        between, and at last the outcome of every pass. If the packed run fails, every operation
-        is run again alone, which gives the same numbers, so that only the guilty one fails.
+        between, and at last the outcome of every pass. If the packed run fails, for want of memory
+        or otherwise, every operation is run again alone, block by block, which gives the same
+        numbers; so only the guilty one fails.
         """
         started_s = time.perf_counter()
-        for each in passes:
-            self._part_of(each)
         packed: PackedPasses | None = None
         outcomes: dict[str, PassOutcome]
         try:
+            for each in passes:
+                self._part_of(each)
             packed = self._packed(passes)
             for _ in packed:
                 yield {}
@@ -157,10 +164,11 @@ class Engine:
     def _run_alone(self, one: Pass) -> PassOutcome:
         if one.range.start == 0:
             # Undoing this pass must not undo those of its model that ran alone just before it.
-            del self._parts[one.request_id]
-        self._part_of(one)
+            self._parts.pop(one.request_id, None)
         try:
-            packed = self._packed([one])
+            self._part_of(one)
+            # Block by block: what did not fit into memory packed may fit alone.
+            packed = self._packed([one], max_tokens_per_microbatch=1)
             for _ in packed:
                 pass
             request_id = one.request_id
@@ -168,28 +176,31 @@ class Engine:
                 one, packed.results()[request_id], packed.loss_terms()[request_id]
             )
         except Exception as error:  # noqa: BLE001 - boundary: returned as this operation's outcome
-            self._adapters[one.model_id].restore_gradient(self._parts.pop(one.request_id).mark)
+            part = self._parts.pop(one.request_id, None)
+            if part is not None:
+                self._adapter(one.model_id).restore_gradient(part.mark)
             return error
 
-    def _packed(self, passes: Sequence[Pass]) -> PackedPasses:
+    def _packed(
+        self, passes: Sequence[Pass], max_tokens_per_microbatch: int | None = None
+    ) -> PackedPasses:
         items = [
             PassItem(
                 each.request_id,
-                self._adapters[each.model_id],
+                self._adapter(each.model_id),
                 each.body,
                 each.needs_gradient,
                 each.datum_range,
             )
             for each in passes
         ]
-        return PackedPasses(
-            self.base_model, items, max_tokens_per_microbatch=self._max_tokens_per_microbatch
-        )
+        max_tokens = max_tokens_per_microbatch or self._max_tokens_per_microbatch
+        return PackedPasses(self.base_model, items, max_tokens_per_microbatch=max_tokens)
 
     def _part_of(self, one: Pass) -> _Part:
         """The record of a pass in progress; a first part begins a new one."""
         if one.range.start == 0 or one.request_id not in self._parts:
-            mark = self._adapters[one.model_id].mark_gradient()
+            mark = self._adapter(one.model_id).mark_gradient()
             self._parts[one.request_id] = _Part(one.model_id, mark)
         return self._parts[one.request_id]
 
@@ -214,7 +225,7 @@ class Engine:
 
     def freeze_for_sampling(self, model_id: str, path: str) -> None:
         """Keep a frozen copy of a model's adapter weights under a checkpoint path."""
-        self._remember(path, self._adapters[model_id].snapshot_weights())
+        self._remember(path, self._adapter(model_id).snapshot_weights())
 
     def admit(
         self, request_id: str, body: SampleBody, lora: LoraConfig | None, folder: Path | None

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from cyclora_core.errors import FencedOut
+from cyclora_core.errors import FencedOut, UserError
 from cyclora_core.operations import (
     Body,
     ModelResult,
@@ -20,6 +20,7 @@ from cyclora_core.operations import (
 )
 from cyclora_core.storage import Storage
 from cyclora_core.store import Store
+from cyclora_core.store.operations import Outcome
 from cyclora_core.types import Cycle, ModelRecord, PlannedModel, PlannedOperation
 from cyclora_workers import recovery
 from cyclora_workers.checkpoint_steps import CheckpointSteps
@@ -179,6 +180,10 @@ class Executor:
             except Exception as error:  # noqa: BLE001 - boundary: this operation alone fails
                 outcome = error
             await self._settle(run, operation, outcome, 0)
+            if isinstance(outcome, Exception) and not isinstance(outcome, UserError):
+                # It may have stopped half-way: go on from what was settled, not from memory.
+                self._keeper.forget(run.planned.model_id)
+                await self._keeper.ensure(run.planned)
 
     async def _step(self, run: _Run, operation: PlannedOperation) -> Result:
         model_id, kind = run.planned.model_id, operation.kind
@@ -217,7 +222,7 @@ class Executor:
                 base_model=run.record.base_model,
                 model_id=model_id,
                 operation=operation,
-                outcome=as_outcome(outcome, num_tokens, operation.request_id),
+                outcome=_outcome_of(operation, outcome, num_tokens),
             )
         except FencedOut:
             _log.warning("model moved to another worker", model_id=model_id)
@@ -229,6 +234,16 @@ class Executor:
         if operation.kind is OperationKind.LOAD_WEIGHTS and not isinstance(outcome, Exception):
             # The checkpoint may be replaced or deleted later; replaying must not depend on it.
             await self._keeper.snapshot(model_id)
+
+
+def _outcome_of(
+    operation: PlannedOperation, outcome: Result | Exception, num_tokens: int
+) -> Outcome:
+    settled = as_outcome(outcome, num_tokens, operation.request_id)
+    if operation.kind is OperationKind.OPTIM_STEP and isinstance(outcome, UserError):
+        # A refused step may have dropped a gradient that is not finite; replay must do so too.
+        return dataclasses.replace(settled, is_replayed=True)
+    return settled
 
 
 def _as_pass(run: _Run, operation: PlannedOperation) -> Pass:

@@ -36,11 +36,19 @@ def optimizer_step(state: AdapterState, body: OptimStepBody) -> dict[str, float]
         Metrics: ``grad_norm`` before clipping, and the number of this step.
 
     Raises:
-        UserError: a parameter is out of range; nothing was changed then.
+        UserError: a parameter is out of range, and nothing was changed; or the gradient is not
+            finite, and it was dropped: weights and moments are as they were.
     """
     check_optim_step(body)
     gradient_P = state.gradient_P
     grad_norm = float(torch.linalg.vector_norm(gradient_P))
+    if not math.isfinite(grad_norm):
+        gradient_P.zero_()
+        state.num_accumulated_passes = 0
+        raise UserError(
+            f"the norm of the accumulated gradient is {grad_norm}; no step was taken and the "
+            "gradient was dropped: lower the learning rate, or look for extreme advantages"
+        )
     if body.grad_clip_norm > 0:
         gradient_P.mul_(min(1.0, body.grad_clip_norm / (grad_norm + _CLIP_EPS)))
     state.num_steps += 1

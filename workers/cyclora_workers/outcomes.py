@@ -20,10 +20,10 @@ def as_outcome(result: Result | Exception, num_tokens: int, request_id: str) -> 
     if not isinstance(result, Exception):
         return Outcome(payload.encode(result.to_payload()), num_tokens=num_tokens)
     if isinstance(result, UserError):
-        return Outcome(None, OperationError(str(result), ErrorCategory.USER))
+        error = OperationError(str(result), ErrorCategory.USER)
+        return Outcome(None, error, is_replayed=False)
     error_id = uuid.uuid4().hex[:12]
     _log.error("operation failed", request_id=request_id, error_id=error_id, exc_info=result)
     category = result.category if isinstance(result, CycloraError) else ErrorCategory.SERVER
-    return Outcome(
-        None, OperationError(f"the server failed on this operation (error {error_id})", category)
-    )
+    error = OperationError(f"the server failed on this operation (error {error_id})", category)
+    return Outcome(None, error, is_replayed=False)

@@ -8,6 +8,7 @@ them independent of what shared the original cycles.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import structlog
 
 from cyclora_core import payload
+from cyclora_core.errors import UserError
 from cyclora_core.ids import CheckpointPath
 from cyclora_core.operations import BODY_TYPES, Body, OperationKind, PassBody
 from cyclora_core.storage import Storage
@@ -111,7 +113,8 @@ class ModelKeeper:
             for _ in engine.run_passes([Pass(operation.request_id, model_id, body, True)]):
                 pass
         elif operation.kind is OperationKind.OPTIM_STEP:
-            engine.optim_step(model_id, body)  # type: ignore[arg-type]
+            with contextlib.suppress(UserError):  # refused then, refused now, to the same effect
+                engine.optim_step(model_id, body)  # type: ignore[arg-type]
         elif operation.kind is OperationKind.CREATE_MODEL:
             engine.create(model_id, body.lora)  # type: ignore[union-attr]
         else:

@@ -43,6 +43,8 @@ class Outcome:
     error: OperationError | None = None
     num_tokens: int = 0
     """Metered only when there is a result."""
+    is_replayed: bool = True
+    """Whether running the operation again is part of restoring its model's state."""
 
 
 class Operations:
@@ -169,7 +171,7 @@ class Operations:
     async def replayable(
         self, model_id: str, first_seq_id: int, last_seq_id: int
     ) -> list[PlannedOperation]:
-        """The settled operations that make up a model's state; failed ones changed nothing."""
+        """The settled operations that make up a model's state, in order."""
         if last_seq_id < first_seq_id:
             return []
         failed = {int(row) for row in await self._redis.smembers(self._keys.failed(model_id))}
@@ -219,7 +221,7 @@ class Operations:
                 error.message if error else "",
                 error.category if error else "",
                 FUTURE_TTL_MS,
-                int(operation.kind in _REPLAYED_KINDS and error is None),
+                int(operation.kind in _REPLAYED_KINDS and outcome.is_replayed),
                 keys.settled_channel(),
                 operation.request_id,
                 model_id,

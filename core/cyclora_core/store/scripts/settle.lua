@@ -1,6 +1,6 @@
 -- Store the outcome of one operation of a model and advance the model past it.
 -- KEYS: 1 model  2 log (stream)  3 future  4 body  5 ready_models (set)  6 wake (list)
---       7 failed (set of seq_ids)  8 usage (hash)
+--       7 failed (set of seq_ids that replay leaves out)  8 usage (hash)
 -- ARGV: 1 worker_id  2 epoch  3 seq_id  4 state  5 result  6 error_message  7 error_category
 --       8 future_ttl_ms  9 keep_body (1 or 0)  10 settled channel  11 request_id  12 model_id
 --       13 usage field  14 usage tokens
@@ -25,7 +25,7 @@ if ARGV[4] == 'done' then
   redis.call('HINCRBY', KEYS[8], ARGV[13], ARGV[14])
 else
   redis.call('HSET', KEYS[3], 'error_message', ARGV[6], 'error_category', ARGV[7])
-  redis.call('SADD', KEYS[7], seq)
+  if ARGV[9] == '0' then redis.call('SADD', KEYS[7], seq) end
 end
 redis.call('PEXPIRE', KEYS[3], ARGV[8])
 if ARGV[9] == '0' then redis.call('DEL', KEYS[4]) end
