@@ -156,7 +156,9 @@ class SubmitOutcome(StrEnum):
     CONFLICT = "conflict"
     """The seq_id was used before with another body."""
     EXPIRED = "expired"
-    """The seq_id was used before and its future is no longer kept."""
+    """The seq_id was used before, or counted as lost, and no future is kept of it."""
+    TOO_FAR = "too_far"
+    """The seq_id is further ahead of the model's log than any client sends."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from cyclora_scheduler.settings import SchedulerSettings
 
 _MAX_OPERATIONS_PER_MODEL = 256
 _MAX_SAMPLES_PER_TENANT = 256
+_GAP_CHECK_S = 1.0
 
 _log = structlog.get_logger()
 
@@ -41,6 +42,7 @@ class Scheduler:
         self._credits: dict[str, Credits] = {}
         self._weights: Mapping[str, float] = {}
         self._is_leading = False
+        self._next_gap_check_s = 0.0
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Run until ``stopping`` is set; a cycle starts as soon as a worker and work are there."""
@@ -63,6 +65,7 @@ class Scheduler:
             _log.info("leadership changed", is_leading=leads)
         if not leads:
             return 0
+        await self._close_gaps()
         workers = await self._store.cycles.workers()
         for worker in workers:
             if not worker.is_alive:
@@ -76,6 +79,15 @@ class Scheduler:
             w.worker_id: self._last[w.worker_id] for w in alive if w.worker_id in self._last
         }
         return num_dispatched
+
+    async def _close_gaps(self) -> None:
+        now_s = self._clock.mono_s()
+        if now_s < self._next_gap_check_s:
+            return
+        self._next_gap_check_s = now_s + _GAP_CHECK_S
+        timeout_s = self._settings.gap_timeout_s
+        for model_id in await self._store.cycles.close_gaps(self._token, timeout_s):
+            _log.warning("gap closed", model_id=model_id, waited_s=timeout_s)
 
     async def _bury(self, worker: WorkerState) -> None:
         if await self._store.cycles.bury(self._token, worker.worker_id, worker.base_model):

@@ -54,6 +54,13 @@ class SchedulerSettings(BaseSettings):
     Shorter takes over faster; shorter than a pause of the process makes two take turns.
     """
 
+    gap_timeout_s: float = Field(default=600.0, gt=0.0)
+    """Seconds that requests of a model wait for an earlier one that has not arrived.
+
+    Then they fail with a clear error and the model goes on. Shorter than the five minutes for
+    which the SDK repeats a submission gives up on requests that are still coming.
+    """
+
     idle_wait_s: float = Field(default=0.5, gt=0.0, le=2.0)
     """Longest wait between two looks at the workers' leases when nothing else happens."""
 

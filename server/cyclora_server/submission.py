@@ -113,6 +113,11 @@ async def submit(services: Services, submission: Submission) -> Json:
             f"{used} by a request with another body; a retry must send the same one, a new "
             "request the next seq_id"
         )
+    if outcome is SubmitOutcome.TOO_FAR:
+        raise UserError(
+            f"seq_id {submission.seq_id} of {submission.owner_id} is too far ahead of the requests "
+            "that have arrived; number requests one by one"
+        )
     if outcome is SubmitOutcome.EXPIRED:
         raise Gone(f"{used} and its result is no longer kept")
     return promise(submission.request_id)

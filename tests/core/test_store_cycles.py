@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import pytest
 
-from core.builders import BASE_MODEL, add_worker, sample, submission, submit
-from core.test_store_operations import CREATE, PASS, assign, gathered
+from core.builders import BASE_MODEL, add_worker, model_id, sample, submission, submit
+from core.test_store_operations import CREATE, PASS, assign, gathered, settle
 from cyclora_core import ids
+from cyclora_core.clock import ManualClock
 from cyclora_core.errors import FencedOut
-from cyclora_core.records import FutureState
+from cyclora_core.records import FutureState, SubmitOutcome
 from cyclora_core.store import Store
 from cyclora_core.store.cycles import DispatchOutcome
 from cyclora_core.store.operations import Outcome, SettleOutcome
@@ -195,3 +196,47 @@ async def test_a_settled_future_is_announced(store: Store) -> None:
         assert await anext(announcements) == ""
         await settle_sample(store, "worker-1")
         assert await anext(announcements) == f"{sample(1).owner_id}:1"
+
+
+async def test_a_gap_that_is_not_filled_fails_what_waits_behind_it_and_the_model_goes_on(
+    store: Store, clock: ManualClock
+) -> None:
+    await store.cycles.lead("t", 30)
+    await submit(store, submission(CREATE, 0), submission(PASS, 1), submission(PASS, 3))
+    clock.advance(50)
+    await submit(store, submission(PASS, 5))
+    clock.advance(60)
+
+    assert await store.cycles.close_gaps("t", 120) == []
+    assert await store.cycles.close_gaps("t", 100) == [model_id()]
+
+    future = await store.futures.get(f"{model_id()}:3")
+    assert future is not None
+    assert future.error is not None
+    assert "request 2 of this model did not arrive within 100 s" in future.error.message
+    late, following = await submit(store, submission(PASS, 2), submission(PASS, 6))
+    assert (late, following) == (SubmitOutcome.EXPIRED, SubmitOutcome.ACCEPTED)
+    waiting = await gathered(store)
+    assert [operation.seq_id for operation in waiting.models[0].operations] == [0, 1, 6]
+    assert await store.cycles.close_gaps("t", 0) == []
+
+
+async def test_an_idle_model_goes_on_after_a_gap(store: Store, clock: ManualClock) -> None:
+    await add_worker(store)
+    await submit(store, submission(CREATE, 0))
+    epoch = await assign(store)
+    await settle(store, 0, epoch, CREATE)
+    await submit(store, submission(PASS, 2))
+    clock.advance(10)
+
+    assert await store.cycles.close_gaps("t", 5) == [model_id()]
+
+    await submit(store, submission(PASS, 3))
+    waiting = await gathered(store)
+    assert [operation.seq_id for operation in waiting.models[0].operations] == [3]
+
+
+async def test_a_seq_id_far_ahead_is_refused(store: Store) -> None:
+    outcomes = await submit(store, submission(CREATE, 0), submission(PASS, 2_000_000_000))
+
+    assert outcomes[1] is SubmitOutcome.TOO_FAR

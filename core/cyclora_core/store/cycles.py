@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
 
+from cyclora_core import ids
+from cyclora_core.errors import ErrorCategory
 from cyclora_core.operations import OperationKind
 from cyclora_core.store.connection import Connection
+from cyclora_core.store.futures import FUTURE_TTL_MS
 from cyclora_core.store.workers import Workers
 from cyclora_core.types import Cycle, PendingOperation
 from cyclora_core.waiting import (
@@ -144,6 +147,45 @@ class Cycles:
             args,
         )
         return reply if isinstance(reply, int) else DispatchOutcome(reply.decode())
+
+    async def close_gaps(self, token: str, timeout_s: float) -> list[str]:
+        """Give up on requests missing for ``timeout_s``; returns the models that went on."""
+        keys = self._keys
+        latest_ms = self._connection.clock.now_ms() - round(timeout_s * 1000)
+        rows = await self._redis.zrangebyscore(keys.gaps(), "-inf", latest_ms)
+        closed: list[str] = []
+        for model_id in [row.decode() for row in rows]:
+            held = sorted(int(row) for row in await self._redis.hkeys(keys.held(model_id)))
+            logged = await self._redis.hget(keys.model(model_id), "logged_seq_id")
+            requests = [ids.request_id(model_id, seq_id) for seq_id in held]
+            message = (
+                f"request {int(logged or -1) + 1} of this model did not arrive within "
+                f"{timeout_s:g} s; the ones sent after it were not run, and it can no longer be "
+                "sent: go on with the next request"
+            )
+            reply = await self._connection.run(
+                "close_gap",
+                [
+                    keys.leader(),
+                    keys.model(model_id),
+                    keys.log(model_id),
+                    keys.held(model_id),
+                    keys.gaps(),
+                    *(keys.future(request_id) for request_id in requests),
+                ],
+                [
+                    token,
+                    model_id,
+                    message,
+                    ErrorCategory.USER,
+                    FUTURE_TTL_MS,
+                    keys.settled_channel(),
+                    *(each for pair in zip(held, requests, strict=True) for each in pair),
+                ],
+            )
+            if reply == b"closed":
+                closed.append(model_id)
+        return closed
 
     async def bury(self, token: str, worker_id: str, base_model: str) -> bool:
         """Declare a worker dead whose lease ran out; true when it was."""

@@ -62,6 +62,9 @@ class Keys:
     def ready_models(self, base_model: str) -> str:
         return f"{self.prefix}:ready:{base_model}"
 
+    def gaps(self) -> str:
+        return f"{self.prefix}:gaps"
+
     # Operations and futures
     def future(self, request_id: str) -> str:
         return f"{self.prefix}:future:{request_id}"

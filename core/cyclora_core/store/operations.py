@@ -27,6 +27,10 @@ _REPLAYED_KINDS = frozenset(
 )
 
 
+MAX_SEQ_IDS_AHEAD = 10_000
+"""How far ahead of a model's log a request may come; bounds what one gap can make us hold."""
+
+
 class SettleOutcome(StrEnum):
     """What the store did with an outcome."""
 
@@ -85,6 +89,7 @@ class Operations:
                 keys.wake(),
                 keys.models_of(submission.tenant_id),
                 keys.models_of_session(session_id),
+                keys.gaps(),
             ],
             [
                 digest,
@@ -98,6 +103,7 @@ class Operations:
                 FUTURE_TTL_MS,
                 keys.settled_channel(),
                 submission.request_id,
+                MAX_SEQ_IDS_AHEAD,
             ],
         )
         return SubmitOutcome(outcome.decode())

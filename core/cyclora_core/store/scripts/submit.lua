@@ -1,10 +1,11 @@
 -- Record one numbered operation of a model: its future, its body, its place in the command log.
 -- KEYS: 1 future  2 body  3 model  4 log (stream)  5 held (hash)  6 ready_models (set)
 --       7 wake (list)  8 models_of_tenant (zset)  9 models_of_session (zset)
+--       10 gaps (zset: model -> since, ms)
 -- ARGV: 1 digest  2 seq_id  3 entry (JSON of the log)  4 body  5 now_ms  6 model_id
 --       7 new_model (JSON object of fields, or "")  8 future fields (JSON object)
---       9 future_ttl_ms  10 settled channel  11 request_id
--- Returns: "accepted", "duplicate", "conflict" or "expired".
+--       9 future_ttl_ms  10 settled channel  11 request_id  12 max seq_ids ahead of the log
+-- Returns: "accepted", "duplicate", "conflict", "expired" or "too_far".
 -- Atomic because a future without its log entry would never end, and an entry recorded twice
 -- would be applied twice.
 local known = redis.call('HGET', KEYS[1], 'digest')
@@ -22,6 +23,9 @@ end
 local logged = tonumber(redis.call('HGET', KEYS[3], 'logged_seq_id'))
 if seq <= logged then
   return 'expired'
+end
+if seq > logged + tonumber(ARGV[12]) then
+  return 'too_far'
 end
 local future = cjson.decode(ARGV[8])
 for name, value in pairs(future) do
@@ -44,6 +48,11 @@ while true do
   -- A stream id may not be 0-0, so the sequence number is the first half and 1 the second.
   redis.call('XADD', KEYS[4], logged .. '-1', 'entry', entry)
   redis.call('HDEL', KEYS[5], logged)
+end
+if redis.call('HLEN', KEYS[5]) > 0 then
+  redis.call('ZADD', KEYS[10], 'NX', ARGV[5], ARGV[6])
+else
+  redis.call('ZREM', KEYS[10], ARGV[6])
 end
 local applied = tonumber(redis.call('HGET', KEYS[3], 'applied_seq_id'))
 -- An operation that was refused at submission has nothing to run: step over it.
