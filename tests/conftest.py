@@ -21,14 +21,6 @@ from cyclora_core.clock import ManualClock
 from cyclora_core.store import Store
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The SDK leaves the closing of its sockets to the garbage collector."""
-    for item in items:
-        if item.get_closest_marker("contract"):
-            for warning in ("ResourceWarning", "pytest.PytestUnraisableExceptionWarning"):
-                item.add_marker(pytest.mark.filterwarnings(f"ignore::{warning}"))
-
-
 @pytest.fixture(scope="session")
 def redis_url() -> Iterator[str]:
     """A Valkey of this test session; without a binary a skip on a laptop, a failure in CI."""

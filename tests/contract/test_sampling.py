@@ -146,27 +146,20 @@ def test_logprobs_of_a_fresh_sample_equal_forward(new_model: NewModel) -> None:
 def test_sampled_logprobs_belong_to_the_temperature_scaled_distribution(
     sampler: tinker.SamplingClient,
 ) -> None:
-    hot = sampler.sample(
-        prompt(), num_samples=16, sampling_params=params(max_tokens=1, temperature=2.0)
-    ).result()
-    cold = {
-        tuple(drawn(response)[0]): response
-        for response in (
-            sampler.sample(
-                prompt(), num_samples=1, sampling_params=params(max_tokens=1, seed=seed)
-            ).result()
-            for seed in range(40)
-        )
-    }
-    at_1 = {
-        key[0]: r.sequences[0].logprobs[0] for key, r in cold.items() if r.sequences[0].logprobs
-    }
-    at_2 = {s.tokens[0]: s.logprobs[0] for s in hot.sequences if s.logprobs}
-    both = sorted(set(at_1) & set(at_2))
+    """log p_T(a) - log p_T(b) = (log p_1(a) - log p_1(b)) / T for any two tokens."""
+    seen: dict[float, dict[int, float]] = {1.0: {}, 4.0: {}}
+    for temperature, logprob_of in seen.items():
+        drawing = params(max_tokens=1, temperature=temperature)
+        response = sampler.sample(prompt(), num_samples=256, sampling_params=drawing).result()
+        for sequence in response.sequences:
+            assert sequence.logprobs is not None
+            logprob_of[sequence.tokens[0]] = sequence.logprobs[0]
+    both = sorted(set(seen[1.0]) & set(seen[4.0]))
 
     assert len(both) >= 2
     for a, b in pairwise(both):
-        assert at_2[a] - at_2[b] == pytest.approx((at_1[a] - at_1[b]) / 2, abs=1e-4)
+        at_1 = seen[1.0][a] - seen[1.0][b]
+        assert seen[4.0][a] - seen[4.0][b] == pytest.approx(at_1 / 4, abs=1e-4)
 
 
 def test_prompt_logprobs_and_their_top_k_come_back(sampler: tinker.SamplingClient) -> None:
