@@ -22,7 +22,7 @@ class WorkerSettings(BaseSettings):
     key_prefix: str = "cyclora"
     """Prefix of every Redis key; deployments that share a Redis need different ones."""
 
-    storage_url: Path = Path("data/storage")
+    storage_url: Path = Path("./cyclora-storage")
     """Folder of checkpoints and snapshots, the same for all processes of a deployment."""
 
     base_model: str = "cyclora/tiny-chat"
