@@ -10,13 +10,13 @@ from collections.abc import Callable
 from random import Random
 
 from cyclora_workers.tiny_chat import facts
-from cyclora_workers.tiny_chat.topics import TOPICS, Exchange, as_sentence
+from cyclora_workers.tiny_chat.topics import TOPICS, Exchange, as_sentence, fix_articles
 
 
 def _small_talk(rng: Random) -> Exchange:
     phrasings, answer = rng.choice(facts.SMALL_TALK)
     said = rng.choice(phrasings.split("/"))
-    asks = said.split()[0] in ("How", "What", "Who", "Where", "Are", "Do", "Can")
+    asks = said.split()[0] in ("How", "What", "Which", "Who", "Where", "Are", "Do", "Can")
     return Exchange(said + ("?" if asks else rng.choice((".", "!", ""))), answer, answer)
 
 
@@ -31,12 +31,13 @@ def _neighbour(rng: Random) -> Exchange:
             ("number", [str(number) for number in range(31)]),
         )
     )
-    at = rng.randrange(1, len(items) - 1)
     word, step = rng.choice((("after", 1), ("before", -1)))
+    wraps = kind in ("day", "month")
+    at = rng.choice([n for n in range(len(items)) if wraps or 0 <= n + step < len(items)])
     start = rng.choice(
         ("What comes", "Tell me what comes", f"What {kind} comes", f"Which {kind} is")
     )
-    found = items[at + step]
+    found = items[(at + step) % len(items)]
     return Exchange(f"{start} {word} {items[at]}?", f"{found} comes {word} {items[at]}.", found)
 
 
@@ -44,14 +45,17 @@ def _count(rng: Random) -> Exchange:
     first = rng.choice((1, rng.randint(1, 15)))
     last = first + rng.randint(2, 6)
     numbers = [str(number) for number in range(first, last + 1)]
-    if first == 1 and rng.random() < 0.5:
+    start = end = ""
+    if first == 1 and rng.random() < 0.6:
         pattern = rng.choice(("Count to {1}.", "Can you count to {1}?"))
+        end = rng.choice((facts.NUMBER_WORDS[last], str(last)))
     else:
+        pattern = rng.choice(("Count from {0} to {1}.", "Can you count from {0} to {1}?"))
         if rng.random() < 0.25:
             numbers.reverse()
-        pattern = rng.choice(("Count from {0} to {1}.", "Can you count from {0} to {1}?"))
+        start, end = numbers[0], numbers[-1]
     text = " ".join(numbers)
-    return Exchange(pattern.format(numbers[0], numbers[-1]), text, text)
+    return Exchange(pattern.format(start, end), text, text)
 
 
 def _ability(rng: Random) -> Exchange:
@@ -78,14 +82,22 @@ def _sum(rng: Random) -> Exchange:
 def _bigger(rng: Random) -> Exchange:
     if rng.random() < 0.5:
         small, big = sorted(rng.sample(range(len(facts.SIZES)), 2))
-        names = [facts.SIZES[small], facts.SIZES[big]]
+        article = rng.choice(("a ", "the ", ""))
+        names = [fix_articles(article + facts.SIZES[index]) for index in (small, big)]
     else:
-        names = [str(n) for n in sorted(rng.sample(range(30), 2))]
+        names = [str(number) for number in sorted(rng.sample(range(30), 2))]
     first, second = rng.sample(names, 2)
     word, found = rng.choice((("bigger", names[1]), ("smaller", names[0])))
-    return Exchange(
-        f"Which is {word}, {first} or {second}?", as_sentence(f"{found} is {word}."), found
-    )
+    question = f"Which is {word}, {first} or {second}?"
+    return Exchange(question, as_sentence(f"{found} is {word}."), found)
+
+
+def _colour_check(rng: Random) -> Exchange:
+    """Whether a thing has a colour, which it has at least half of the time."""
+    thing, colour = rng.choice(facts.COLOURS)
+    asked = colour if rng.random() < 0.5 else rng.choice(facts.COLOURS)[1]
+    word = "Yes" if asked == colour else "No"
+    return Exchange(f"Is {thing} {asked}?", f"{word}, {thing} is {colour}.", word)
 
 
 def _spelling(rng: Random) -> Exchange:
@@ -108,18 +120,13 @@ def _invented_word(rng: Random) -> str:
 
 
 def _echo(rng: Random) -> Exchange:
-    """Repeating an invented word, which teaches copying and every rare piece of the vocabulary."""
+    """Repeating a word or two, mostly invented, which teaches copying and every rare token."""
     word = _invented_word(rng)
-    question = rng.choice(
-        (
-            "Say {}.",
-            "Repeat the word {}.",
-            "Please say {}.",
-            "Repeat after me: {}",
-            "Say the word {}.",
-        )
-    )
-    return Exchange(question.format(word), word, word)
+    if rng.random() < 0.4:
+        rows = facts.PLURALS + facts.PAST_TENSES + facts.OPPOSITES
+        word = " ".join(rng.choice(rng.choice(rows)) for _ in range(rng.randint(1, 2)))
+    start = rng.choice(("Say", "Please say", "Say the word", "Repeat", "Repeat after me:"))
+    return Exchange(f"{start} {word}.", word, word)
 
 
 def _name(rng: Random) -> Exchange:
@@ -131,11 +138,12 @@ def _name(rng: Random) -> Exchange:
 
 _SPECIAL: tuple[tuple[Callable[[Random], Exchange], int], ...] = (
     (_small_talk, 7),
-    (_neighbour, 2),
+    (_neighbour, 3),
     (_count, 1),
     (_sum, 6),
     (_ability, 1),
     (_bigger, 1),
+    (_colour_check, 1),
     (_spelling, 2),
     (_echo, 3),
     (_name, 2),

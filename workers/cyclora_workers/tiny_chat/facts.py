@@ -30,22 +30,23 @@ CAPITALS = _rows(
 
 COLOURS = _rows(
     """the sky|blue; the sea|blue; grass|green; a leaf|green; a frog|green; a cucumber|green
-    a lemon|yellow; a banana|yellow; the sun|yellow; butter|yellow; a chick|yellow
-    a tomato|red; blood|red; a strawberry|red; a cherry|red; a fire engine|red; a ruby|red
-    an orange|orange; a carrot|orange; a pumpkin|orange; snow|white; milk|white; salt|white
-    a swan|white; a cloud|white; sugar|white; coal|black; the night|black; a raven|black
-    chocolate|brown; coffee|brown; wood|brown; a bear|brown; a flamingo|pink; a pig|pink
-    an elephant|grey; a mouse|grey; a plum|purple; an eggplant|purple; a violet|purple"""
+    a lemon|yellow; a banana|yellow; the sun|yellow; butter|yellow; a chick|yellow; a tomato|red
+    blood|red; a strawberry|red; a cherry|red; a fire engine|red; a ruby|red; an orange|orange
+    a carrot|orange; a pumpkin|orange; snow|white; milk|white; salt|white; a swan|white
+    a cloud|white; sugar|white; coal|black; the night|black; a raven|black; chocolate|brown
+    coffee|brown; wood|brown; a bear|brown; a flamingo|pink; a pig|pink; an elephant|grey
+    a mouse|grey; a plum|purple; an eggplant|purple; a violet|purple"""
 )
 
 # animal | sound it makes | name of its young | where it lives | what it eats | number of legs
 ANIMALS = _rows(
-    """dog|woof|puppy|a kennel|meat|4; cat|meow|kitten|a house|fish|4; cow|moo|calf|a barn|grass|4
-    sheep|baa|lamb|a field|grass|4; horse|neigh|foal|a stable|hay|4; pig|oink|piglet|a sty|corn|4
-    duck|quack|duckling|a pond|weeds|2; hen|cluck|chick|a coop|grain|2
-    goat|bleat|kid|a farm|grass|4; lion|roar|cub|the savanna|meat|4; bear|growl|cub|a cave|honey|4
-    owl|hoot|owlet|a tree|mice|2; frog|croak|tadpole|a pond|flies|4; bee|buzz|larva|a hive|nectar|6
-    wolf|howl|pup|a den|meat|4; bird|tweet|chick|a nest|seeds|2; mouse|squeak|pup|a hole|cheese|4
+    """dog|woof|puppy|a kennel|meat|4; cat|meow|kitten|a house|fish|4
+    cow|moo|calf|a barn|grass|4; sheep|baa|lamb|a field|grass|4; horse|neigh|foal|a stable|hay|4
+    pig|oink|piglet|a sty|corn|4; duck|quack|duckling|a pond|weeds|2
+    hen|cluck|chick|a coop|grain|2; goat|bleat|kid|a farm|grass|4
+    lion|roar|cub|the savanna|meat|4; bear|growl|cub|a cave|honey|4; owl|hoot|owlet|a tree|mice|2
+    frog|croak|tadpole|a pond|flies|4; bee|buzz|larva|a hive|nectar|6; wolf|howl|pup|a den|meat|4
+    bird|tweet|chick|a nest|seeds|2; mouse|squeak|pup|a hole|cheese|4
     snake|hiss|snakelet|a den|mice|0; rabbit|nothing|kit|a burrow|carrots|4
     spider|nothing|spiderling|a web|flies|8"""
 )
@@ -85,9 +86,10 @@ TOOLS = _rows(
     """cut paper|scissors; write a letter|a pen; open a lock|a key; eat soup|a spoon
     cut bread|a knife; sweep the floor|a broom; dig a hole|a spade; drive in a nail|a hammer
     brush your teeth|a toothbrush; comb your hair|a comb; tell the time|a clock; sew|a needle
-    stay dry in the rain|an umbrella; make a call|a phone; paint a wall|a brush; see far|a telescope
-    measure a table|a ruler; boil water|a kettle; catch fish|a net; saw wood|a saw
-    climb a roof|a ladder; wash your hands|soap; dry your hair|a towel; take a photo|a camera"""
+    stay dry in the rain|an umbrella; make a call|a phone; paint a wall|a brush
+    see far|a telescope; measure a table|a ruler; boil water|a kettle; catch fish|a net
+    saw wood|a saw; climb a roof|a ladder; wash your hands|soap; dry your hair|a towel
+    take a photo|a camera"""
 )
 
 # what they do | who they are
@@ -103,18 +105,19 @@ JOBS = _rows(
 
 # thing | what it is made of
 MATERIALS = _rows(
-    """bread|flour; cheese|milk; butter|milk; wine|grapes; paper|wood; a window|glass; a coin|metal
-    a candle|wax; a sweater|wool; a tyre|rubber; chocolate|cocoa; an omelette|eggs; jam|fruit
-    a brick|clay; a snowman|snow; juice|fruit; ice|water; a book|paper; a chair|wood; soup|water"""
+    """bread|flour; cheese|milk; butter|milk; wine|grapes; paper|wood; a window|glass
+    a coin|metal; a candle|wax; a sweater|wool; a tyre|rubber; chocolate|cocoa; an omelette|eggs
+    jam|fruit; a brick|clay; a snowman|snow; juice|fruit; ice|water; a book|paper; a chair|wood
+    soup|water"""
 )
 
 # thing | the group it belongs to
 GROUPS = _rows(
     """an apple|fruit; a pear|fruit; a banana|fruit; a grape|fruit; a cherry|fruit; a peach|fruit
-    a carrot|vegetable; an onion|vegetable; a potato|vegetable; a cabbage|vegetable
-    a dog|animal; a tiger|animal; a horse|animal; a monkey|animal; a whale|animal; a cat|animal
-    a rose|flower; a tulip|flower; a daisy|flower; a lily|flower; a hammer|tool; a saw|tool
-    a drill|tool; red|colour; blue|colour; green|colour; a piano|instrument; a guitar|instrument
+    a carrot|vegetable; an onion|vegetable; a potato|vegetable; a cabbage|vegetable; a dog|animal
+    a tiger|animal; a horse|animal; a monkey|animal; a whale|animal; a cat|animal; a rose|flower
+    a tulip|flower; a daisy|flower; a lily|flower; a hammer|tool; a saw|tool; a drill|tool
+    red|colour; blue|colour; green|colour; a piano|instrument; a guitar|instrument
     a violin|instrument; a drum|instrument; a chair|furniture; a table|furniture; a bed|furniture
     a sofa|furniture; a shirt|clothing; a sock|clothing; a hat|clothing; a coat|clothing
     football|sport; tennis|sport; golf|sport; a car|vehicle; a bus|vehicle; a train|vehicle
@@ -157,14 +160,14 @@ YES_NO = _rows(
     Is the sun a star?|Yes, the sun is a star.; Do cats bark?|No, cats meow.
     Do dogs bark?|Yes, dogs bark.; Is a tomato blue?|No, a tomato is red.
     Is water wet?|Yes, water is wet.; Can a snail run fast?|No, a snail is slow.
-    Is a whale bigger than a mouse?|Yes, a whale is much bigger.; Is snow white?|Yes, snow is white.
-    Does a week have ten days?|No, a week has 7 days.; Is lemon sour?|Yes, a lemon is sour.
-    Is sugar salty?|No, sugar is sweet.; Do spiders have 8 legs?|Yes, spiders have 8 legs.
+    Is a whale bigger than a mouse?|Yes, a whale is much bigger.
+    Is snow white?|Yes, snow is white.; Does a week have ten days?|No, a week has 7 days.
+    Is lemon sour?|Yes, a lemon is sour.; Is sugar salty?|No, sugar is sweet.
+    Do spiders have 8 legs?|Yes, spiders have 8 legs.
     Is the moon made of cheese?|No, the moon is made of rock.
-    Do cows give milk?|Yes, cows give milk.
-    Can people breathe under water?|No, people need air.
-    Do trees have leaves?|Yes, trees have leaves.
-    Is Paris in France?|Yes, Paris is in France.; Is Rome in Japan?|No, Rome is in Italy."""
+    Do cows give milk?|Yes, cows give milk.; Can people breathe under water?|No, people need air.
+    Do trees have leaves?|Yes, trees have leaves.; Is Paris in France?|Yes, Paris is in France.
+    Is Rome in Japan?|No, Rome is in Italy."""
 )
 
 # question | answer, for one-off facts
@@ -191,24 +194,23 @@ TRIVIA = _rows(
     What is the biggest planet?|The biggest planet is Jupiter.
     Which planet do we live on?|We live on Earth.
     Where does the sun rise?|The sun rises in the east.
-    Where does the sun set?|The sun sets in the west.
-    What do bees make?|Bees make honey.
+    Where does the sun set?|The sun sets in the west.; What do bees make?|Bees make honey.
     What do plants need to grow?|Plants need water and light.
     What is frozen water called?|Frozen water is called ice.
     What falls from clouds?|Rain falls from clouds.
     What shines at night?|The moon shines at night.
     What do you drink when you are thirsty?|When I am thirsty I would drink water.
     What do people eat for breakfast?|Many people eat bread or cereal for breakfast.
-    When do people sleep?|People sleep at night.
-    Who wrote Hamlet?|Shakespeare wrote Hamlet.
+    When do people sleep?|People sleep at night.; Who wrote Hamlet?|Shakespeare wrote Hamlet.
     Who painted the Mona Lisa?|Leonardo da Vinci painted the Mona Lisa."""
 )
 
 # what the user says | what is answered; several phrasings of one thing are split by "/"
 SMALL_TALK = _rows(
     """Hello/Hi/Hey/Hi there/Hello there/Good day|Hello! How can I help you?
-    Good morning|Good morning! How can I help you?; Good evening|Good evening! How can I help you?
-    Good night|Good night! Sleep well.; Goodbye/Bye/See you later/See you|Goodbye! Have a nice day.
+    Good morning|Good morning! How can I help you?
+    Good evening|Good evening! How can I help you?; Good night|Good night! Sleep well.
+    Goodbye/Bye/See you later/See you|Goodbye! Have a nice day.
     How are you/How are you doing/How do you do/How is it going|I am fine, thank you. How are you?
     Thank you/Thanks/Thanks a lot/Thank you very much|You are welcome!
     What is your name/Who are you/What are you called/Tell me your name|My name is Tiny.
@@ -220,7 +222,8 @@ SMALL_TALK = _rows(
     I am sad/I feel sad/I am unhappy|I am sorry to hear that. I hope you feel better soon.
     I am happy/I feel great/I feel good|I am glad to hear that!
     I am tired/I feel tired|You should get some rest.; I am cold|You should put on a warm coat.
-    I am hungry/I feel hungry|You should eat something good.; I am hot|You should drink cold water.
+    I am hungry/I feel hungry|You should eat something good.
+    I am hot|You should drink cold water.
     I am thirsty/I feel thirsty|You should drink some water.
     I am ill/I feel sick|You should see a doctor.
     I am bored/I feel bored|You could read a book or go for a walk.
@@ -230,10 +233,11 @@ SMALL_TALK = _rows(
     Tell me a joke/Do you know a joke/Make me laugh|What has 4 legs and cannot walk? A table.
     Tell me a story/Tell me a short story|Once there was a little cat who found a warm home.
     Can you help me/Help me/I need help|Of course. What do you need?
-    What is your favourite colour|My favourite colour is blue.
+    What is your favourite colour/Which colour do you like best|My favourite colour is blue.
     I love you|That is very kind of you.
-    What is your favourite food|My favourite food is soup.; Sorry/I am sorry|That is all right.
-    What is your favourite animal|My favourite animal is the cat.
+    What is your favourite food/Which food do you like best|My favourite food is soup.
+    Sorry/I am sorry|That is all right.
+    What is your favourite animal/Which animal do you like best|My favourite animal is the cat.
     Nice to meet you|Nice to meet you too!
     What should I eat/What should I cook/What should I have for dinner|You could make a warm soup.
     What should I drink|You could drink a cup of tea.
@@ -254,5 +258,7 @@ MONTHS = _rows(
 
 # from small to big
 SIZES = _words("ant mouse rabbit cat dog sheep horse elephant whale")
+
+NUMBER_WORDS = _words("zero one two three four five six seven eight nine ten")
 
 NAMES = _words("Anna Ben Clara David Emma Felix Grace Henry Ida Jack Kate Leo Mia Noah Olga Paul")

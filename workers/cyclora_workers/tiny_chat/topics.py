@@ -31,8 +31,8 @@ class Topic(NamedTuple):
 
     def draw(self, rng: Random) -> Exchange:
         row = rng.choice(self.rows)
-        question = _fix_articles(rng.choice(self.questions).format(*row))
-        full = as_sentence(_fix_articles(self.full.format(*row)))
+        question = fix_articles(rng.choice(self.questions).format(*row))
+        full = as_sentence(fix_articles(self.full.format(*row)))
         return Exchange(question, full, self.short.format(*row))
 
 
@@ -40,7 +40,7 @@ def as_sentence(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def _fix_articles(text: str) -> str:
+def fix_articles(text: str) -> str:
     """Write "an owl" where a pattern says "a owl"."""
     return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text)
 
