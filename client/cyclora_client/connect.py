@@ -21,6 +21,7 @@ connected servers serve the same base model, the one connected to last answers.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -39,13 +40,23 @@ _lock = threading.Lock()
 
 
 def connect(
-    base_url: str, api_key: str, *, tokenizer_cache: Path | None = None, **kwargs: Any
+    base_url: str | None = None,
+    api_key: str | None = None,
+    *,
+    tokenizer_cache: Path | None = None,
+    **kwargs: Any,
 ) -> tinker.ServiceClient:
     """A ``tinker.ServiceClient`` of the server at ``base_url``.
 
-    ``tokenizer_cache`` is where tokenizer files are kept; by default a folder of ours below the
-    user's cache folder. All other keyword arguments go to ``tinker.ServiceClient``.
+    What is not given is taken from ``TINKER_BASE_URL`` and ``TINKER_API_KEY``, as the SDK does;
+    without either it is the SDK's own client and nothing else. ``tokenizer_cache`` is where
+    tokenizer files are kept; by default a folder of ours below the user's cache folder. All other
+    keyword arguments go to ``tinker.ServiceClient``.
     """
+    base_url = base_url or os.environ.get("TINKER_BASE_URL")
+    api_key = api_key or os.environ.get("TINKER_API_KEY")
+    if base_url is None or api_key is None:
+        return tinker.ServiceClient(base_url=base_url, api_key=api_key, **kwargs)
     source = TokenizerSource(base_url, api_key, tokenizer_cache)
     with _lock:
         _sources[:] = [source, *(known for known in _sources if known.base_url != source.base_url)]

@@ -19,6 +19,11 @@ from typing import Any
 import tinker
 from tinker import types
 
+try:  # get_tokenizer() then works from any machine, without the Hugging Face hub
+    from cyclora_client.connect import connect
+except ImportError:  # the official SDK alone, against the hosted service
+    connect = tinker.ServiceClient
+
 PROMPTS = [
     "What is the capital of Italy?",
     "What colour is a lemon?",
@@ -48,7 +53,7 @@ async def seconds(work: Awaitable[Any]) -> float:
 
 
 async def run(options: argparse.Namespace) -> None:
-    service = tinker.ServiceClient(base_url=options.base_url, api_key=options.api_key)
+    service = connect(base_url=options.base_url, api_key=options.api_key)
     client = await service.create_sampling_client(base_model=options.base_model)
     tokenizer: Any = client.get_tokenizer()
     prompts = [

@@ -22,6 +22,11 @@ from typing import Any
 import tinker
 from tinker import types
 
+try:  # get_tokenizer() then works from any machine, without the Hugging Face hub
+    from cyclora_client.connect import connect
+except ImportError:  # the official SDK alone, against the hosted service
+    connect = tinker.ServiceClient
+
 TINY_CHAT = "cyclora/tiny-chat"
 PROMPT = (
     "Add adjacent pairs, then multiply the sums: {numbers}. "
@@ -104,7 +109,7 @@ def draw_plot(path: str, rewards: list[float], accuracies: list[float]) -> None:
 def main() -> None:
     options = read_options()
     rng = random.Random(options.seed)
-    service = tinker.ServiceClient(base_url=options.base_url, api_key=options.api_key)
+    service = connect(base_url=options.base_url, api_key=options.api_key)
     training_client = service.create_lora_training_client(
         options.base_model, rank=options.rank
     ).result()

@@ -20,6 +20,11 @@ from typing import Any
 import tinker
 from tinker import types
 
+try:  # get_tokenizer() then works from any machine, without the Hugging Face hub
+    from cyclora_client.connect import connect
+except ImportError:  # the official SDK alone, against the hosted service
+    connect = tinker.ServiceClient
+
 TINY_CHAT = "cyclora/tiny-chat"
 
 QUESTIONS = [
@@ -104,7 +109,7 @@ def mean_loss(output: types.ForwardBackwardOutput, data: list[types.Datum]) -> f
 
 def main() -> None:
     options = read_options()
-    service = tinker.ServiceClient(base_url=options.base_url, api_key=options.api_key)
+    service = connect(base_url=options.base_url, api_key=options.api_key)
     training_client = service.create_lora_training_client(options.base_model, rank=8).result()
     tokenizer: Any = training_client.get_tokenizer()
 

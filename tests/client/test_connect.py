@@ -17,8 +17,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+import tinker
 
 from client.builders import serve_tokenizers, tokenizer_files
+from cyclora_client import connect
 from cyclora_client.tokenizers import write_snapshot
 
 PROGRAM = """
@@ -137,3 +139,26 @@ def test_other_names_are_still_looked_up_in_the_users_own_cache(
     encoded = load_in_subprocess(server, hub, tmp_path, names, offline=True)
 
     assert encoded == [[1, 2]] * 4
+
+
+def test_what_is_not_given_comes_from_the_environment_as_in_the_sdk(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TINKER_BASE_URL", "http://127.0.0.1:9/")
+    monkeypatch.setenv("TINKER_API_KEY", "tml-key")
+    monkeypatch.setattr(connect, "_sources", [])
+
+    connect.connect(tokenizer_cache=tmp_path)
+
+    sources = connect._sources  # pyright: ignore[reportPrivateUsage]
+    assert [source.base_url for source in sources] == ["http://127.0.0.1:9"]
+
+
+def test_without_a_server_it_is_the_sdks_own_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TINKER_BASE_URL", raising=False)
+    monkeypatch.setattr(connect, "_sources", [])
+
+    service = connect.connect(api_key="tml-key")
+
+    assert type(service) is tinker.ServiceClient
+    assert connect._sources == []  # pyright: ignore[reportPrivateUsage]
