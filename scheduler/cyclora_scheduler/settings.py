@@ -28,7 +28,7 @@ class SchedulerSettings(BaseSettings):
     more than a few is felt as latency by a lone client.
     """
 
-    company_ms: float = Field(default=25.0, ge=0.0, le=1000.0)
+    company_ms: float = Field(default=50.0, ge=0.0, le=1000.0)
     """Longest wait, in milliseconds, for the models of a worker's last cycle to come back while
     little else is waiting; never more than half that cycle's length.
 
