@@ -47,7 +47,7 @@ def policy_datum(num_tokens: int = 12, seed: int = 0) -> Any:
 
 
 def train(
-    model: tinker.TrainingClient, data: Sequence[Any], num_steps: int, learning_rate: float = 1e-2
+    model: tinker.TrainingClient, data: Sequence[Any], num_steps: int, learning_rate: float = 3e-3
 ) -> list[float]:
     """Pipelined steps; returns loss:sum of each."""
     futures = []

@@ -22,7 +22,7 @@ def cycle_of(future: tinker.APIFuture[types.ForwardBackwardOutput]) -> int:
 
 
 def test_training_lowers_the_loss(new_model: NewModel) -> None:
-    losses = train(new_model(), [datum(seed=i) for i in range(4)], 5)
+    losses = train(new_model(), [datum(seed=i) for i in range(4)], 12)
 
     assert losses[-1] < losses[0] / 2
 
