@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -440,3 +441,21 @@ async def test_operations_of_a_model_whose_creation_failed_say_so(harness: Harne
     future = await harness.future(request)
     assert future.error is not None
     assert "creating it failed" in future.error.message
+
+
+async def test_a_worker_stops_in_order_with_a_model_whose_creation_failed(
+    harness: Harness,
+) -> None:
+    flags = {"train_attn": False, "train_mlp": False, "train_unembed": False}
+    await harness.create(0, LoraConfig(4, **flags))
+    await harness.create(1)
+    await harness.run_until_idle()
+    stopping = asyncio.Event()
+    stopping.set()
+
+    await asyncio.wait_for(harness.workers[-1].run(stopping), 20)
+
+    record = await harness.store.models.get(ids.model_id(SESSION_ID, 1))
+    assert record is not None
+    assert record.snapshot_seq_id == record.applied_seq_id == 0
+    assert [status.is_alive for status in await harness.store.workers.list()] == [False]

@@ -33,6 +33,10 @@ _EXIT_FENCED = 75  # EX_TEMPFAIL: a supervisor should simply start the process a
 _EXIT_CONFIG = 78  # EX_CONFIG: starting again with the same settings cannot help
 
 
+class CannotServe(Exception):
+    """The base model cannot be loaded; starting again would not help."""
+
+
 class Progress:
     """Tells a supervisor through a file how far loading is."""
 
@@ -98,12 +102,15 @@ async def serve(settings: WorkerSettings) -> None:
         torch.set_num_threads(settings.num_threads)
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
-    progress.loading("finding the base model", 0.05)
-    folder = model_folder(settings.base_model_path)
-    progress.loading("loading the tokenizer", 0.2)
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    progress.loading("loading the base model", 0.4)
-    base_model = BaseModel.load(settings.base_model, folder, dtype=dtype, device=device)
+    try:
+        progress.loading("finding the base model", 0.05)
+        folder = model_folder(settings.base_model_path)
+        progress.loading("loading the tokenizer", 0.2)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        progress.loading("loading the base model", 0.4)
+        base_model = BaseModel.load(settings.base_model, folder, dtype=dtype, device=device)
+    except (UserError, UnsupportedModel) as error:
+        raise CannotServe(str(error)) from error
     progress.loading("joining the clock", 0.95)
     storage = Storage(settings.storage_url.resolve())
     info = describe(
@@ -146,7 +153,7 @@ def main() -> None:
     configure_logs("worker", level=settings.log_level, as_json=settings.log_json)
     try:
         asyncio.run(serve(settings))
-    except* (UserError, UnsupportedModel) as group:
+    except* CannotServe as group:
         _log.error("base model cannot be served", reason=str(group.exceptions[0]))
         sys.exit(_EXIT_CONFIG)
     except* FencedOut as group:

@@ -96,6 +96,9 @@ class Engine:
             raise UserError(f"model {model_id!r} has no adapter: creating it failed")
         return self._adapters[model_id]
 
+    def has(self, model_id: str) -> bool:
+        return model_id in self._adapters
+
     def drop(self, model_id: str) -> None:
         """Forget a model's state; it is restored from snapshot and log when needed again."""
         self._adapters.pop(model_id, None)

@@ -140,6 +140,8 @@ class ModelKeeper:
 
     async def snapshot(self, model_id: str) -> None:
         held = self._held[model_id]
+        if not self._engine.has(model_id):
+            return  # its creation failed: there is no state
         if self._engine.has_part_of(model_id):
             return  # the gradient holds part of an unsettled pass, which would be run again
         seq_id = held.applied_seq_id
