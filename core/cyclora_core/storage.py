@@ -56,13 +56,13 @@ class Storage:
     def snapshot_dir(self, model_id: str, seq_id: int) -> Path:
         return self._snapshots(model_id) / str(seq_id)
 
-    def delete_snapshots_except(self, model_id: str, seq_id: int) -> None:
-        """Delete the snapshots that the one after ``seq_id`` replaces."""
+    def delete_snapshots_before(self, model_id: str, seq_id: int) -> None:
+        """Delete what the snapshot after ``seq_id`` replaces; never a newer worker's newer one."""
         folder = self._snapshots(model_id)
         if not folder.is_dir():
             return
         for child in folder.iterdir():
-            if child.name != str(seq_id):
+            if child.name.isdecimal() and int(child.name) < seq_id:
                 shutil.rmtree(child, ignore_errors=True)
 
     def _snapshots(self, model_id: str) -> Path:

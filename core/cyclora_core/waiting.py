@@ -19,6 +19,8 @@ class WorkerStats:
     """Trained tokens per second over recent cycles; 0 before the first."""
     free_sample_tokens: int = 0
     """Tokens of KV memory that new samples may still take."""
+    max_sample_tokens: int = 0
+    """Tokens of KV memory in all; a sample that needs more is refused by the worker."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,13 +23,16 @@ def take_fairly(
     budget: int,
     credits: Mapping[str, float],
     weights: Mapping[str, float],
+    *,
+    may_exceed: bool = True,
 ) -> Shares:
     """Share a budget of tokens among tenants by weight; each tenant's units stay in order.
 
     A tenant earns credit each round and spends it on its next unit. Credit it could not spend
     because the budget ran out is carried to the next cycle; a tenant with nothing left to run
     carries none, so idling earns nothing. If not even one unit fits the budget, the tenant with
-    the most credit runs one: work larger than a cycle must still make progress.
+    the most credit runs one: work larger than a cycle must still make progress. ``may_exceed``
+    False takes this away, for budgets that grow again by themselves.
 
     Units:
         ``costs`` and ``budget`` in tokens. A unit that costs nothing is always taken.
@@ -47,7 +50,8 @@ def take_fairly(
             while taken[tenant] < len(units):
                 cost = units[taken[tenant]]
                 # A unit larger than a whole cycle, once earned, may take one for itself.
-                fits = cost <= remaining or (remaining == budget and cost > budget)
+                is_first = may_exceed and remaining == budget
+                fits = cost <= remaining or (is_first and cost > budget)
                 if cost > 0 and (cost > credit[tenant] or not fits):
                     break
                 credit[tenant] -= cost
@@ -56,7 +60,7 @@ def take_fairly(
         left = {tenant for tenant in left if taken[tenant] < len(queues[tenant])}
         if all(queues[tenant][taken[tenant]] > remaining for tenant in left):
             break
-    if left and remaining == budget and not any(_spent(queues, taken)):
+    if may_exceed and left and remaining == budget and not any(_spent(queues, taken)):
         first = max(sorted(left), key=lambda each: credit[each])
         credit[first] -= queues[first][taken[first]]
         taken[first] += 1

@@ -31,8 +31,10 @@ class Budget:
     """What one cycle may hold, in tokens."""
 
     max_pass_tokens: int
-    max_sample_tokens: int
+    free_sample_tokens: int
     """Room for new samples: prompt and the most they may generate."""
+    max_sample_tokens: int = 0
+    """Room for samples when none runs; one that needs more goes to the worker to be refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,13 +199,19 @@ def _take_samples(
     queues: dict[str, list[WaitingSample]] = {}
     for sample in waiting:
         queues.setdefault(sample.operation.tenant_id, []).append(sample)
-    if not queues or budget.max_sample_tokens <= 0:
+    if not queues:
         return [], credits.samples
+
+    def cost(sample: WaitingSample) -> int:
+        num_tokens = sample.operation.num_tokens
+        return 0 if num_tokens > budget.max_sample_tokens else num_tokens
+
     shares = take_fairly(
-        {tenant: [s.operation.num_tokens for s in queue] for tenant, queue in queues.items()},
-        budget.max_sample_tokens,
+        {tenant: [cost(sample) for sample in queue] for tenant, queue in queues.items()},
+        budget.free_sample_tokens,
         credits.samples,
         weights,
+        may_exceed=False,
     )
     chosen = [s for tenant, queue in queues.items() for s in queue[: shares.num_taken[tenant]]]
     return chosen, shares.credits

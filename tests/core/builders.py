@@ -73,5 +73,5 @@ async def add_worker(
     lease_s: float = LEASE_S,
 ) -> None:
     info = BaseModelInfo(base_model, 64, 128, [2], "Qwen3ForCausalLM", 1000, 64, "/a/b/c/d")
-    stats = WorkerStats(free_sample_tokens=free_sample_tokens)
+    stats = WorkerStats(free_sample_tokens=free_sample_tokens, max_sample_tokens=free_sample_tokens)
     await store.workers.register(worker_id, name, info, lease_s, stats)

@@ -40,15 +40,15 @@ def test_no_other_file_can_be_read(tmp_path: Path, base_model: str, name: str) -
         Storage(tmp_path).tokenizer_file(base_model, name)
 
 
-def test_old_snapshots_are_deleted_and_the_new_one_kept(tmp_path: Path) -> None:
+def test_older_snapshots_are_deleted_and_newer_ones_kept(tmp_path: Path) -> None:
     storage = Storage(tmp_path)
-    for seq_id in (1, 5, 9):
+    for seq_id in (1, 5, 9, 12):
         storage.snapshot_dir(MODEL, seq_id).mkdir(parents=True)
 
-    storage.delete_snapshots_except(MODEL, 9)
+    storage.delete_snapshots_before(MODEL, 9)
 
     folder = storage.snapshot_dir(MODEL, 9)
-    assert [child.name for child in folder.parent.iterdir()] == ["9"]
+    assert sorted(child.name for child in folder.parent.iterdir()) == ["12", "9"]
 
 
 def test_deleting_a_checkpoint_removes_its_folder_only(tmp_path: Path) -> None:

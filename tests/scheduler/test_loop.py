@@ -199,7 +199,7 @@ def test_a_cycles_budget_follows_the_measured_speed_within_bounds() -> None:
     budgets = [cycle_budget(worker(speed), settings) for speed in (0, 100, 1e9)]
 
     assert [budget.max_pass_tokens for budget in budgets] == [10, 200, 1000]
-    assert budgets[0].max_sample_tokens == 7
+    assert budgets[0].free_sample_tokens == 7
 
 
 def test_half_a_cycle_of_work_waits_for_no_company() -> None:

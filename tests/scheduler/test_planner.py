@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +18,7 @@ FORWARD = OperationKind.FORWARD
 STEP = OperationKind.OPTIM_STEP
 SAVE = OperationKind.SAVE_WEIGHTS_FOR_SAMPLER
 CREATE = OperationKind.CREATE_MODEL
-LARGE = Budget(1_000_000, 1_000_000)
+LARGE = Budget(1_000_000, 1_000_000, 1_000_000)
 
 
 def operation(
@@ -147,13 +148,20 @@ def test_a_single_datum_larger_than_the_budget_still_runs() -> None:
 def test_samples_are_admitted_up_to_the_free_memory() -> None:
     samples = [sample(f"s{i}", "t", 40) for i in range(5)]
 
-    planned = plan(samples=samples, budget=Budget(100, 100))
+    planned = plan(samples=samples, budget=Budget(100, 100, 1000))
 
     assert [each.request_id for each in planned.planned_samples] == ["s0", "s1"]
 
 
-def test_without_free_memory_no_sample_is_admitted() -> None:
-    assert plan(samples=[sample("s", "t", 40)], budget=Budget(100, 0)).is_empty
+@pytest.mark.parametrize("free", [0, 39])
+def test_without_free_memory_no_sample_is_admitted(free: int) -> None:
+    assert plan(samples=[sample("s", "t", 40)], budget=Budget(100, free, 1000)).is_empty
+
+
+def test_a_sample_that_can_never_fit_goes_to_the_worker_to_be_refused() -> None:
+    planned = plan(samples=[sample("s", "t", 2000)], budget=Budget(100, 0, 1000))
+
+    assert [each.request_id for each in planned.planned_samples] == ["s"]
 
 
 def test_the_same_input_gives_the_same_plan() -> None:

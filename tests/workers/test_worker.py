@@ -459,3 +459,56 @@ async def test_a_worker_stops_in_order_with_a_model_whose_creation_failed(
     assert record is not None
     assert record.snapshot_seq_id == record.applied_seq_id == 0
     assert [status.is_alive for status in await harness.store.workers.list()] == [False]
+
+
+async def test_samples_wait_with_the_scheduler_so_that_a_small_tenant_gets_its_turn(
+    store: Store, clock: ManualClock, tmp_path: Path, base_model: BaseModel
+) -> None:
+    harness = Harness(store, clock, tmp_path, base_model)
+    worker = await harness.start_worker(max_kv_tokens=60)
+    large = [await submit_sample(harness, sample_body()) for _ in range(30)]
+    await harness.scheduler.run_until_idle()
+    assert (await store.workers.list())[0].cycle_id is not None
+    small = await harness.submit(
+        OperationKind.SAMPLE,
+        sample_body(),
+        tenant_id="tenant-small",
+        owner_id=ids.sampling_session_id(SESSION_ID, 1),
+    )
+
+    while (await harness.future(small)).state is FutureState.PENDING:
+        await worker.run_until_idle()
+        await harness.scheduler.tick()
+
+    states = [(await harness.future(request)).state for request in large]
+    assert states.count(FutureState.DONE) <= 10
+
+
+async def test_a_part_that_is_dispatched_twice_counts_once(
+    store: Store, clock: ManualClock, tmp_path: Path, base_model: BaseModel
+) -> None:
+    harness = Harness(store, clock, tmp_path, base_model, min_cycle_tokens=2048)
+    worker = await harness.start_worker()
+    body = cross_entropy([100] * 60, seed=3)
+    results: list[PassResult] = []
+    real = store.cycles.dispatch
+
+    async def answered_late(*args: Any) -> Any:
+        """The answer is lost; the worker is done when the connection is back."""
+        await real(*args, nonce="same")
+        await worker.run_until_idle()
+        store.cycles.dispatch = real
+        return await real(*args, nonce="same")
+
+    for model in (0, 1):
+        await harness.create(model)
+        await harness.run_until_idle()
+        request = await harness.train(body, model)
+        following = await harness.train(body, model)
+        if model == 1:
+            store.cycles.dispatch = answered_late  # type: ignore[method-assign]
+        await harness.run_until_idle()
+        results += [await harness.pass_result(request), await harness.pass_result(following)]
+
+    assert same(results[0], results[2])
+    assert same(results[1], results[3])

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cyclora_core.errors import UserError
+from cyclora_core.errors import ServerError, UserError
 from cyclora_core.operations import (
     LoraConfig,
     OptimStepBody,
@@ -201,11 +201,21 @@ class Engine:
         return PackedPasses(self.base_model, items, max_tokens_per_microbatch=max_tokens)
 
     def _part_of(self, one: Pass) -> _Part:
-        """The record of a pass in progress; a first part begins a new one."""
-        if one.range.start == 0 or one.request_id not in self._parts:
-            mark = self._adapter(one.model_id).mark_gradient()
-            self._parts[one.request_id] = _Part(one.model_id, mark)
-        return self._parts[one.request_id]
+        """The record of a pass in progress; a first part begins a new one.
+
+        Raises:
+            ServerError: the part does not go on where the last one ended.
+        """
+        adapter = self._adapter(one.model_id)
+        if one.range.start == 0:
+            earlier = self._parts.pop(one.request_id, None)
+            if earlier is not None and earlier.logprobs:
+                adapter.restore_gradient(earlier.mark)  # begun before, begun anew
+            self._parts[one.request_id] = _Part(one.model_id, adapter.mark_gradient())
+        part = self._parts.get(one.request_id)
+        if part is None or len(part.logprobs) != one.range.start:
+            raise ServerError(f"{one.request_id} does not go on at datum {one.range.start}")
+        return part
 
     def _finish_part(
         self, one: Pass, result: PassResult, loss_terms: list[float]

@@ -118,7 +118,9 @@ class Worker:
 
     def _stats(self) -> WorkerStats:
         return WorkerStats(
-            round(self._engine.tokens_per_s, 1), max(0, self._engine.sampler.free_kv_tokens)
+            round(self._engine.tokens_per_s, 1),
+            max(0, self._engine.sampler.room_tokens),
+            self._engine.sampler.max_kv_tokens,
         )
 
     async def _claim(self) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 
 from cyclora_core import payload
-from cyclora_core.errors import UserError
+from cyclora_core.errors import ServerError, UserError
 from cyclora_core.ids import CheckpointPath
 from cyclora_core.operations import BODY_TYPES, Body, OperationKind, PassBody
 from cyclora_core.storage import Storage
@@ -110,8 +110,12 @@ class ModelKeeper:
         body = decode_body(operation.kind, data)
         engine = self._engine
         if isinstance(body, PassBody):
-            for _ in engine.run_passes([Pass(operation.request_id, model_id, body, True)]):
-                pass
+            one = Pass(operation.request_id, model_id, body, True)
+            *_, outcomes = engine.run_passes([one])
+            failure = outcomes[one.request_id]
+            if isinstance(failure, Exception):
+                # It succeeded when it was settled; a state without it would be silently wrong.
+                raise ServerError(f"replaying {one.request_id} failed") from failure
         elif operation.kind is OperationKind.OPTIM_STEP:
             with contextlib.suppress(UserError):  # refused then, refused now, to the same effect
                 engine.optim_step(model_id, body)  # type: ignore[arg-type]
@@ -146,14 +150,19 @@ class ModelKeeper:
             return  # the gradient holds part of an unsettled pass, which would be run again
         seq_id = held.applied_seq_id
         folder = self._storage.snapshot_dir(model_id, seq_id)
-        await self._in_thread(self._engine.write_snapshot, model_id, folder)
+        try:
+            await self._in_thread(self._engine.write_snapshot, model_id, folder)
+        except OSError as error:
+            # Nothing is lost: the log is kept until a snapshot covers it. Tried again next cycle.
+            _log.error("snapshot failed", model_id=model_id, seq_id=seq_id, reason=str(error))
+            return
         if not await self._store.models.record_snapshot(
             model_id, self._worker_id, held.epoch, seq_id
         ):
             self.forget(model_id)
             return
         held.snapshot_seq_id, held.num_replay_tokens = seq_id, 0
-        self._storage.delete_snapshots_except(model_id, seq_id)
+        self._storage.delete_snapshots_before(model_id, seq_id)
         _log.info("snapshot written", model_id=model_id, seq_id=seq_id)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
@@ -58,7 +59,11 @@ class Cycles:
                 status.base_model,
                 status.is_alive,
                 status.cycle_id is None,
-                WorkerStats(status.info["tokens_per_s"], status.info["free_sample_tokens"]),
+                WorkerStats(
+                    status.info["tokens_per_s"],
+                    status.info["free_sample_tokens"],
+                    status.info["max_sample_tokens"],
+                ),
             )
             for status in await self._workers.list()
         ]
@@ -102,8 +107,12 @@ class Cycles:
         cycle: Cycle,
         assignments: Sequence[Assignment],
         samples: Sequence[WaitingSample],
+        nonce: str | None = None,
     ) -> int | DispatchOutcome:
-        """Hand a cycle to its worker; returns its number, or why nothing happened."""
+        """Hand a cycle to its worker; returns its number, or why nothing happened.
+
+        Asking again with the same nonce returns the first answer and dispatches nothing.
+        """
         keys = self._keys
         models: list[str] = []
         args: list[str | int | bytes] = [
@@ -111,6 +120,7 @@ class Cycles:
             cycle.worker_id,
             cycle.base_model,
             json.dumps(cycle.to_json()),
+            nonce or uuid.uuid4().hex,
             len(assignments),
         ]
         for assignment in assignments:

@@ -93,6 +93,15 @@ class Sampler:
         """Tokens that running requests have not reserved."""
         return self._max_kv_tokens - sum(r.num_kv_tokens for r in self._running.values())
 
+    @property
+    def room_tokens(self) -> int:
+        """Tokens of KV memory that nobody here has reserved or waits for; may be below 0."""
+        return self.free_kv_tokens - sum(request.num_kv_tokens for request in self._waiting)
+
+    @property
+    def max_kv_tokens(self) -> int:
+        return self._max_kv_tokens
+
     def admit(self, request_id: str, body: SampleBody, adapter: AdapterWeights | None) -> None:
         """Queue a request; ``step`` returns it when it has ended.
 

@@ -3,29 +3,33 @@
 --       6 worker_samples (hash)  7 sample_tenants (set)  then the models, then for each sample:
 --       future, sample_queue
 -- ARGV: 1 leader token  2 worker_id  3 base_model  4 cycle (JSON without number)
---       5 number of models  then for each model: expected worker_id, expected epoch, new epoch,
+--       5 nonce of this dispatch  6 number of models  then for each model: expected worker_id, expected epoch, new epoch,
 --       partial_seq_id, partial_stop;  then for each sample: queue entry, request_id,
 --       tenant_id
 -- Returns: the cycle_id, or "not_leader", "busy", "dead" or "stale".
 -- Atomic because a cycle that is numbered but not handed over, or a sample that left its queue
 -- without an owner, would be lost if the scheduler died in between.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 'not_leader' end
+-- Asked again because the answer was lost: the worker may have run it meanwhile and be free.
+if redis.call('HGET', KEYS[2], 'nonce') == ARGV[5] then
+  return tonumber(redis.call('HGET', KEYS[2], 'last_cycle_id'))
+end
 if redis.call('EXISTS', KEYS[3]) == 0 then return 'dead' end
 if (redis.call('HGET', KEYS[2], 'cycle_id') or '') ~= '' then return 'busy' end
-local num_models = tonumber(ARGV[5])
+local num_models = tonumber(ARGV[6])
 for i = 1, num_models do
   local held = redis.call('HMGET', KEYS[7 + i], 'worker_id', 'epoch')
-  local at = 5 + (i - 1) * 5
+  local at = 6 + (i - 1) * 5
   if held[1] ~= ARGV[at + 1] or held[2] ~= ARGV[at + 2] then return 'stale' end
 end
 local cycle_id = redis.call('HINCRBY', KEYS[5], ARGV[3], 1)
 for i = 1, num_models do
-  local at = 5 + (i - 1) * 5
+  local at = 6 + (i - 1) * 5
   redis.call('HSET', KEYS[7 + i], 'worker_id', ARGV[2], 'epoch', ARGV[at + 3],
     'partial_seq_id', ARGV[at + 4], 'partial_stop', ARGV[at + 5])
 end
 local key = 7 + num_models
-local arg = 5 + num_models * 5
+local arg = 6 + num_models * 5
 while key + 2 <= #KEYS do
   local entry, request_id = ARGV[arg + 1], ARGV[arg + 2]
   redis.call('LREM', KEYS[key + 2], 1, entry)
@@ -36,7 +40,8 @@ while key + 2 <= #KEYS do
   end
   key, arg = key + 2, arg + 3
 end
-redis.call('HSET', KEYS[2], 'cycle_id', cycle_id, 'cycle', ARGV[4])
+redis.call('HSET', KEYS[2], 'cycle_id', cycle_id, 'cycle', ARGV[4], 'nonce', ARGV[5],
+  'last_cycle_id', cycle_id)
 redis.call('LPUSH', KEYS[4], cycle_id)
 redis.call('LTRIM', KEYS[4], 0, 0)
 return cycle_id
