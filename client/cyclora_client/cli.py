@@ -13,6 +13,7 @@ import typer
 from cyclora_client import admin_cli
 from cyclora_client.tokenizers import TokenizerSource, default_cache, offline_environment
 from cyclora_client.up.display import choose_display
+from cyclora_client.up.memory import parse_store_memory
 from cyclora_client.up.options import TINY_CHAT, ServedModel, UpOptions
 from cyclora_client.up.run import run_up
 from cyclora_core import __version__
@@ -43,6 +44,13 @@ def up(
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="Of the base model, such as bfloat16.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each worker.")] = None,
+    store_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Memory of the store, such as 512m or 4g. Default a quarter of the machine's.",
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one line of JSON once everything is ready.")
     ] = False,
@@ -51,7 +59,8 @@ def up(
     display = choose_display(as_json=as_json)
     try:
         models = [ServedModel.parse(text) for text in base_model or [TINY_CHAT]]
-        options = UpOptions(data, host, port, models, dtype, threads)
+        memory_bytes = parse_store_memory(store_memory) if store_memory else None
+        options = UpOptions(data, host, port, models, dtype, threads, memory_bytes)
     except CycloraError as error:
         display.failed(error)
         raise typer.Exit(2) from error

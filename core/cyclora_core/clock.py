@@ -33,16 +33,22 @@ class ManualClock:
     """A clock that stands still until a test moves it."""
 
     def __init__(self, now_ms: int = 1_700_000_000_000) -> None:
-        self._start_ms = now_ms
         self._now_ms = now_ms
+        self._mono_ms = 0
 
     def now_ms(self) -> int:
         return self._now_ms
 
     def mono_s(self) -> float:
-        return (self._now_ms - self._start_ms) / 1000
+        return self._mono_ms / 1000
 
     def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        self._now_ms += round(seconds * 1000)
+        self._mono_ms += round(seconds * 1000)
+
+    def jump_wall(self, seconds: float) -> None:
+        """Set the wall clock, as an administrator or NTP does; no time passes."""
         self._now_ms += round(seconds * 1000)
 
 

@@ -10,7 +10,7 @@
         Gone                the object existed and has ended or expired
         PayloadTooLarge     the body exceeds a documented bound
       Unavailable           nothing is wrong with the request; try again later
-        Overloaded          a bounded queue is full
+        Overloaded          there is no room for more work at the moment
       ServerError           our fault; the tenant sees an error id, never the cause
         FencedOut           this process lost its right to settle what it worked on
 
@@ -70,7 +70,7 @@ class Unavailable(CycloraError):
 
 
 class Overloaded(Unavailable):
-    """A bounded queue is full; the caller should slow down."""
+    """There is no room for more work at the moment; the caller should slow down."""
 
 
 class ServerError(CycloraError):

@@ -11,6 +11,12 @@ from cyclora_core.errors import ErrorCategory
 from cyclora_core.ids import CheckpointKind
 from cyclora_core.operations import LoraConfig, OperationKind
 
+FUTURE_KEPT_S = 24 * 3600
+"""How long a final future can be fetched; the SDK polls within seconds unless it is away."""
+
+ACKNOWLEDGED_KEPT_S = 10 * 60
+"""How long after its client said that it holds the result."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
@@ -79,7 +85,9 @@ class Checkpoint:
     num_bytes: int
     created_at_ms: int
     request_id: str = ""
-    """The save that made it; running that one again replaces its own files only."""
+    """The save that made it; running that one again changes nothing."""
+    revision: str = "0"
+    """Which files are meant: a save under a name that is taken writes others beside them."""
     is_listed: bool = True
     expires_at_ms: int | None = None
     user_metadata: Mapping[str, str] = field(default_factory=dict[str, str])

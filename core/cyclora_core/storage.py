@@ -2,8 +2,8 @@
 
 ::
 
-    {root}/checkpoints/{model_id}/{weights|sampler_weights|external_weights}/{name}/
-    {root}/snapshots/{model_id}/{seq_id}/
+    {root}/checkpoints/{model_id}/{weights|sampler_weights|external_weights}/{name}/{revision}/
+    {root}/snapshots/{model_id}/{seq_id}-{epoch}/
     {root}/tokenizers/{base model with "/" as "--"}/
 
 Nothing a tenant sends becomes a path before its grammar was checked.
@@ -20,6 +20,8 @@ from cyclora_core.errors import NotFound
 from cyclora_core.ids import CheckpointPath, is_model_id
 
 _BASE_MODEL_RE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*){0,3}")
+_SNAPSHOT_RE = re.compile(r"\.?(\d+)-(\d+)(?:\.part)?")
+_REVISION_RE = re.compile(r"\d{1,20}")
 _FILE_RE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 
 TOKENIZER_FILES = (
@@ -47,23 +49,48 @@ class Storage:
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    def checkpoint_dir(self, path: CheckpointPath) -> Path:
-        return self._root / "checkpoints" / path.model_id / path.kind / path.name
+    def checkpoint_dir(self, path: CheckpointPath, revision: str) -> Path:
+        """Where one revision's files lie; the checkpoint's record says which one is meant."""
+        if not _REVISION_RE.fullmatch(revision):
+            raise ValueError(f"{revision!r} is not a revision")
+        return self._checkpoint(path) / revision
 
     def delete_checkpoint(self, path: CheckpointPath) -> None:
-        shutil.rmtree(self.checkpoint_dir(path), ignore_errors=True)
+        """Delete all revisions."""
+        shutil.rmtree(self._checkpoint(path), ignore_errors=True)
 
-    def snapshot_dir(self, model_id: str, seq_id: int) -> Path:
-        return self._snapshots(model_id) / str(seq_id)
+    def delete_other_revisions(self, path: CheckpointPath, revision: str) -> None:
+        """Delete what a revision that its record names has replaced, or what was cut off."""
+        for child in self._checkpoint(path).iterdir():
+            if child.name != revision:
+                shutil.rmtree(child, ignore_errors=True)
 
-    def delete_snapshots_before(self, model_id: str, seq_id: int) -> None:
-        """Delete what the snapshot after ``seq_id`` replaces; never a newer worker's newer one."""
+    def _checkpoint(self, path: CheckpointPath) -> Path:
+        return self._root / "checkpoints" / path.model_id / path.kind / path.name
+
+    def snapshot_dir(self, model_id: str, seq_id: int, epoch: int) -> Path:
+        """Where the state after ``seq_id`` lies that was written under ``epoch``.
+
+        The epoch keeps a worker that was declared dead from replacing what its successor wrote.
+        """
+        return self._snapshots(model_id) / f"{seq_id}-{epoch}"
+
+    def delete_snapshots_before(self, model_id: str, seq_id: int, epoch: int) -> None:
+        """Delete what this snapshot replaces, with what a dead worker left half-written.
+
+        A newer one, of whoever holds the model now, stays.
+        """
         folder = self._snapshots(model_id)
         if not folder.is_dir():
             return
         for child in folder.iterdir():
-            if child.name.isdecimal() and int(child.name) < seq_id:
+            match = _SNAPSHOT_RE.fullmatch(child.name)
+            if match and (int(match[1]), int(match[2])) < (seq_id, epoch):
                 shutil.rmtree(child, ignore_errors=True)
+
+    def delete_snapshots(self, model_id: str) -> None:
+        """Delete every snapshot of a model that has ended."""
+        shutil.rmtree(self._snapshots(model_id), ignore_errors=True)
 
     def _snapshots(self, model_id: str) -> Path:
         if not is_model_id(model_id):

@@ -54,14 +54,20 @@ class ModelRecord:
     lora: LoraConfig
     created_at_ms: int
     last_request_at_ms: int
+    logged_seq_id: int
+    """Last operation of the gap-free command log; -1 when there is none."""
     applied_seq_id: int
     """Last settled operation; -1 before create_model settled."""
     snapshot_seq_id: int
     """Last operation covered by the snapshot; -1 when there is none."""
+    snapshot_epoch: int
+    """Epoch under which that snapshot was written."""
     worker_id: str | None
     epoch: int
     """Fencing token: grows with each assignment to a worker."""
     user_metadata: dict[str, str]
+    is_ended: bool = False
+    """Whether it was unloaded: its state is gone, and nothing more can be done with it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,20 @@ from cyclora_core.store import Store
 from cyclora_scheduler.loop import Scheduler
 from cyclora_scheduler.settings import SchedulerSettings
 
+_PATIENCE_S = 7 * 24 * 3600.0
+"""A store that is full or away is waited for, not died of: there is nothing else to do."""
+
+_STOP_S = 10.0
+
 
 async def serve(settings: SchedulerSettings) -> None:
     """Schedule until SIGTERM or SIGINT."""
-    store = await Store.open(settings.redis_url, settings.key_prefix)
+    store = await Store.open(
+        settings.redis_url,
+        settings.key_prefix,
+        timeout_s=settings.store_timeout_s,
+        patience_s=_PATIENCE_S,
+    )
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -28,9 +38,21 @@ async def serve(settings: SchedulerSettings) -> None:
         part.write_text(json.dumps({"pid": os.getpid()}))
         part.replace(settings.ready_file)
     try:
-        await Scheduler(store, settings, SystemClock()).run(stopping)
+        await _run(Scheduler(store, settings, SystemClock()), stopping)
     finally:
         await store.close()
+
+
+async def _run(scheduler: Scheduler, stopping: asyncio.Event) -> None:
+    """Run, and when told to stop do not wait for a store that is away."""
+    running = asyncio.create_task(scheduler.run(stopping))
+    told = asyncio.create_task(stopping.wait())
+    await asyncio.wait([running, told], return_when=asyncio.FIRST_COMPLETED)
+    told.cancel()
+    try:
+        await asyncio.wait_for(running, _STOP_S)
+    except TimeoutError:
+        structlog.get_logger().warning("stopped while waiting for the store")
 
 
 def main() -> None:

@@ -43,12 +43,26 @@ class Scheduler:
         self._weights: Mapping[str, float] = {}
         self._is_leading = False
         self._next_gap_check_s = 0.0
+        self._gaps: dict[str, tuple[int, float]] = {}
+        """Of each model with a gap: the seq_id in front of it, and when we first saw it (mono)."""
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Run until ``stopping`` is set; a cycle starts as soon as a worker and work are there."""
+        cycles, wait_s = self._store.cycles, self._settings.idle_wait_s
         while not stopping.is_set():
-            if not await self.tick():
-                await self._store.cycles.wait_for_work(self._settings.idle_wait_s)
+            if await self.tick():
+                continue
+            if self._is_leading:
+                await cycles.wait_for_work(wait_s)
+            else:
+                await cycles.wait_for_vacancy(wait_s)
+        await self.resign()
+
+    async def resign(self) -> None:
+        """Leave the lead to whoever waits for it."""
+        if await self._store.cycles.resign(self._token):
+            self._is_leading = False
+            _log.info("leadership given up")
 
     async def run_until_idle(self) -> int:
         """Dispatch until nothing more can be; returns the number of cycles (for tests)."""
@@ -62,6 +76,8 @@ class Scheduler:
         leads = await self._store.cycles.lead(self._token, self._settings.leader_lease_s)
         if leads != self._is_leading:
             self._is_leading = leads
+            # What was seen before leading was lost may have been closed and opened since.
+            self._gaps.clear()
             _log.info("leadership changed", is_leading=leads)
         if not leads:
             return 0
@@ -85,9 +101,18 @@ class Scheduler:
         if now_s < self._next_gap_check_s:
             return
         self._next_gap_check_s = now_s + _GAP_CHECK_S
-        timeout_s = self._settings.gap_timeout_s
-        for model_id in await self._store.cycles.close_gaps(self._token, timeout_s):
-            _log.warning("gap closed", model_id=model_id, waited_s=timeout_s)
+        cycles, timeout_s = self._store.cycles, self._settings.gap_timeout_s
+        # Measured on our own monotonic clock: wall clocks jump, and those of other machines differ.
+        seen = self._gaps
+        self._gaps = {}
+        for model_id, logged_seq_id in (await cycles.gaps()).items():
+            known = seen.get(model_id)
+            since_s = known[1] if known and known[0] == logged_seq_id else now_s
+            is_over = now_s - since_s >= timeout_s
+            if is_over and await cycles.close_gap(self._token, model_id, logged_seq_id, timeout_s):
+                _log.warning("gap closed", model_id=model_id, waited_s=timeout_s)
+            else:
+                self._gaps[model_id] = (logged_seq_id, since_s)
 
     async def _bury(self, worker: WorkerState) -> None:
         if await self._store.cycles.bury(self._token, worker.worker_id, worker.base_model):
@@ -101,7 +126,8 @@ class Scheduler:
         waiting = await self._gather(worker)
         if waiting.is_empty:
             return 0
-        while (wait_s := self._company_s(waiting, last, budget)) > 0:
+        began_s = self._clock.mono_s()
+        while (wait_s := self._company_s(waiting, last, budget, began_s)) > 0:
             await self._wait(wait_s)
             waiting = await self._gather(worker)
         started_s = self._clock.mono_s()
@@ -112,9 +138,13 @@ class Scheduler:
             return 0
         return await self._dispatch(worker, plan, started_s)
 
-    def _company_s(self, waiting: Waiting, last: LastCycle | None, budget: Budget) -> float:
+    def _company_s(
+        self, waiting: Waiting, last: LastCycle | None, budget: Budget, began_s: float
+    ) -> float:
         now_s, settings = self._clock.mono_s(), self._settings
         wait_s = coalesce_s(waiting, budget, self._clock.now_ms(), settings.coalesce_ms)
+        # By a wall clock that is behind the server's, nothing has waited long enough for ages.
+        wait_s = max(0.0, min(wait_s, settings.coalesce_ms / 1000 - (now_s - began_s)))
         if last is not None:
             wait_s = max(wait_s, last.return_s(waiting, budget, now_s, settings.company_ms))
         return wait_s

@@ -18,6 +18,13 @@ class SchedulerSettings(BaseSettings):
     redis_url: str = "redis://127.0.0.1:6379/0"
     """Where the store is: ``redis://host:port/db`` or ``unix:///path/to/socket``."""
 
+    store_timeout_s: float = Field(default=20.0, ge=5.0, le=120.0)
+    """Seconds without an answer after which a connection to the store counts as dead.
+
+    Nothing is planned this long when the store's machine vanishes. Shorter than the largest
+    request or result takes to be transferred, it never gets through.
+    """
+
     key_prefix: str = "cyclora"
     """Prefix of every Redis key; deployments that share a Redis need different ones."""
 
@@ -58,7 +65,8 @@ class SchedulerSettings(BaseSettings):
     """Seconds that requests of a model wait for an earlier one that has not arrived.
 
     Then they fail with a clear error and the model goes on. Shorter than the five minutes for
-    which the SDK repeats a submission gives up on requests that are still coming.
+    which the SDK repeats a submission gives up on requests that are still coming. A scheduler that
+    takes over counts anew.
     """
 
     idle_wait_s: float = Field(default=0.5, gt=0.0, le=2.0)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 import cyclora_core
 from cyclora_core.clock import Clock
+from cyclora_core.disk import free_bytes
 from cyclora_server import problems
 from cyclora_server.boundary import Boundary
+from cyclora_server.capacity import Capacity
 from cyclora_server.futures import FuturesHub
 from cyclora_server.ports import StoragePort, StorePort
 from cyclora_server.routes import (
@@ -55,16 +58,22 @@ _TAGS = [
 def create_app(settings: Settings, store: StorePort, storage: StoragePort, clock: Clock) -> FastAPI:
     """Build the application; it opens and closes nothing that it was given."""
     hub = FuturesHub(store.futures)
+    folder = Path(settings.storage_url)
+    capacity = Capacity(settings, store.memory, lambda: free_bytes(folder))
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncGenerator[None, None]:
-        listener = asyncio.create_task(hub.run(), name="futures hub")
+        await capacity.measure()  # before the first request could be let in unmeasured
+        tasks = [
+            asyncio.create_task(hub.run(), name="futures hub"),
+            asyncio.create_task(capacity.run(), name="capacity"),
+        ]
         try:
             yield
         finally:
-            listener.cancel()
-            with suppress(asyncio.CancelledError):
-                await listener
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     # The page's scripts come from here too: it must work where nothing else can be reached.
     app = FastAPIOffline(
@@ -76,7 +85,7 @@ def create_app(settings: Settings, store: StorePort, storage: StoragePort, clock
         lifespan=lifespan,
         redoc_url=None,
     )
-    app.state.services = Services(settings, store, storage, clock, hub)
+    app.state.services = Services(settings, store, storage, clock, hub, capacity)
     for router in (
         service.public_router,
         service.router,

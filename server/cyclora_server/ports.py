@@ -24,6 +24,7 @@ from cyclora_core.records import (
     Tenant,
     WorkerStatus,
 )
+from cyclora_core.store.memory import MemoryReading
 from cyclora_core.types import BaseModelInfo, ModelRecord
 
 
@@ -117,6 +118,18 @@ class WorkersPort(Protocol):
     async def list(self) -> list[WorkerStatus]: ...
 
 
+class GapsPort(Protocol):
+    """Accepted requests that wait for an earlier one to arrive."""
+
+    async def is_awaited(self, model_id: str, seq_id: int, /) -> bool: ...
+
+
+class MemoryPort(Protocol):
+    """How full the store is."""
+
+    async def read(self) -> MemoryReading: ...
+
+
 class StorePort(Protocol):
     """The parts of the store that the server uses."""
 
@@ -138,6 +151,10 @@ class StorePort(Protocol):
     def base_models(self) -> BaseModelsPort: ...
     @property
     def workers(self) -> WorkersPort: ...
+    @property
+    def gaps(self) -> GapsPort: ...
+    @property
+    def memory(self) -> MemoryPort: ...
 
 
 class StoragePort(Protocol):

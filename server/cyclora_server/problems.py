@@ -12,7 +12,7 @@ minutes, so none of these may answer a request that can never succeed.
       Gone               410  a lost promise: samples are submitted anew; ends a heartbeat quietly
       PayloadTooLarge    413  permanent
       InvalidBody        422  permanent; a field is missing or of the wrong type
-    Overloaded           429  the client backs off and comes back
+    Overloaded           429  the client backs off and comes back, for up to five minutes
     Unavailable          503  the client tries again for up to five minutes
     anything else        500  ours: logged under an error_id, which is all that the tenant sees
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from cyclora_core.clock import Clock
+from cyclora_server.capacity import Capacity
 from cyclora_server.futures import FuturesHub
 from cyclora_server.ports import StoragePort, StorePort
 from cyclora_server.settings import Settings
@@ -24,6 +25,7 @@ class Services:
     storage: StoragePort
     clock: Clock
     hub: FuturesHub
+    capacity: Capacity
 
 
 def _services(request: Request) -> Services:

@@ -23,6 +23,13 @@ class Settings(BaseSettings):
     All processes of a deployment must name the same one; otherwise nothing ever finishes.
     """
 
+    store_timeout_s: float = Field(default=20.0, ge=5.0, le=120.0)
+    """Seconds without an answer after which a connection to the store counts as dead.
+
+    Requests are held up this long when the store's machine vanishes. Shorter than the largest
+    request or result takes to be transferred, it never gets through.
+    """
+
     key_prefix: str = "cyclora"
     """First part of every key in Redis; lets several deployments share one Redis.
 
@@ -64,6 +71,22 @@ class Settings(BaseSettings):
     """Largest request body after decompression, and largest total of its tensors, in bytes.
 
     Every request in flight may take this much memory; the store refuses payloads above 256 MiB.
+    """
+
+    max_store_memory_fraction: float = Field(default=0.8, gt=0.0, le=1.0)
+    """Part of the store's memory (its maxmemory, or else the machine's) up to which new work is
+    accepted; beyond it clients are told to come back.
+
+    The rest is for finishing what was accepted. At 1 nothing is kept for that, and clients see
+    errors of the store instead; very small, little work can wait.
+    """
+
+    min_free_disk_bytes: int = Field(default=1024 * _MIB, ge=0)
+    """Free bytes on the disk of ``storage_url`` from which on new work is accepted.
+
+    At 0 this is never checked, and saving fails once the disk is full. Less than the checkpoints
+    and snapshots of all that is running comes to nearly the same; more than the disk has refuses
+    all work.
     """
 
     proto_compress: bool = False

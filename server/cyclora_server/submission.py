@@ -12,13 +12,28 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from cyclora_core import ids, payload
-from cyclora_core.errors import Gone, UserError
+from cyclora_core.errors import Gone, Overloaded, UserError
 from cyclora_core.operations import Body, OperationKind
-from cyclora_core.records import NewModel, OperationError, Submission, SubmitOutcome
+from cyclora_core.records import (
+    ACKNOWLEDGED_KEPT_S,
+    FUTURE_KEPT_S,
+    NewModel,
+    OperationError,
+    Submission,
+    SubmitOutcome,
+)
 from cyclora_core.types import BaseModelInfo, ModelRecord
 from cyclora_server import access
 from cyclora_server.auth import Identity
 from cyclora_server.services import Json, Services
+
+_MAX_UNLOAD_TRIES = 8
+HOW_LONG_KEPT = (
+    f"results are kept for {FUTURE_KEPT_S // 3600} hours after they became final, and for "
+    f"{ACKNOWLEDGED_KEPT_S // 60} minutes after their client said that it has them"
+)
+
+_MAKES_ROOM = frozenset({OperationKind.UNLOAD_MODEL})
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +94,14 @@ async def submit_for_model(
 
     Raises:
         NotFound: the model does not exist, or is another tenant's.
+        Gone: the model has ended, and this request was not sent before that.
     """
     model = await access.owned_model(services, identity.tenant_id, model_id)
+    if model.is_ended and await is_first_try(services, ids.request_id(model_id, seq_id)):
+        raise Gone(
+            f"model {model_id!r} was unloaded, or its session was finished; create a new one, from "
+            "a checkpoint if there is one"
+        )
     base = await access.base_model_of(services, model.base_model)
     target = Target(identity.tenant_id, model_id, seq_id, kind, model.base_model)
     return await submit_draft(services, target, lambda: draft(model, base))
@@ -89,7 +110,12 @@ async def submit_for_model(
 async def submit_draft(
     services: Services, target: Target, draft: Callable[[], Awaitable[Draft]]
 ) -> Json:
-    """Submit what ``draft`` makes of the body, or the reason why it refused to."""
+    """Submit what ``draft`` makes of the body, or the reason why it refused to.
+
+    Raises:
+        Overloaded: there is no room for new work.
+    """
+    await _check_room(services, target)
     try:
         submission = target.submission(await draft())
     except UserError as error:
@@ -103,10 +129,11 @@ async def submit(services: Services, submission: Submission) -> Json:
     """Hand an operation to the store and return its promise.
 
     Raises:
+        Overloaded: there is no room for new work.
         UserError: the seq_id was used before with another body.
         Gone: the seq_id was used before and its future is no longer kept.
     """
-    outcome = await services.store.operations.submit(submission)
+    outcome = await _store(services, submission)
     used = f"seq_id {submission.seq_id} of {submission.owner_id} was used before"
     if outcome is SubmitOutcome.CONFLICT:
         raise UserError(
@@ -119,8 +146,67 @@ async def submit(services: Services, submission: Submission) -> Json:
             "that have arrived; number requests one by one"
         )
     if outcome is SubmitOutcome.EXPIRED:
-        raise Gone(f"{used} and its result is no longer kept")
+        raise Gone(
+            f"{used}, or others gave up waiting for it, and no result of it is kept; it does not "
+            f"run again; {HOW_LONG_KEPT}"
+        )
     return promise(submission.request_id)
+
+
+async def _store(services: Services, submission: Submission) -> SubmitOutcome:
+    operations = services.store.operations
+    if submission.kind in _MAKES_ROOM:
+        return await operations.submit(submission)
+    try:
+        with services.capacity.admitted(len(submission.body)):
+            return await operations.submit(submission)
+    except Overloaded:
+        if not await services.store.gaps.is_awaited(submission.owner_id, submission.seq_id):
+            raise
+    with services.capacity.admitted(len(submission.body), is_awaited=True):
+        return await operations.submit(submission)
+
+
+async def _check_room(services: Services, target: Target) -> None:
+    """Refuse before the body is decoded; its size counts later."""
+    if target.kind in _MAKES_ROOM:
+        return
+    try:
+        services.capacity.check()
+    except Overloaded:
+        if not await services.store.gaps.is_awaited(target.owner_id, target.seq_id):
+            raise
+        services.capacity.check(is_awaited=True)
+
+
+async def submit_unload(services: Services, model: ModelRecord, seq_id: int | None = None) -> Json:
+    """Have a model end after everything that was sent before; ending it twice is ending it once.
+
+    ``seq_id`` None takes the next number of the model's log.
+
+    Raises:
+        UserError: the model's requests keep taking the number that this one needs.
+    """
+    draft = Draft(payload.encode(payload.Payload({}, {})))
+    for _ in range(_MAX_UNLOAD_TRIES):
+        if model.is_ended:
+            return promise(ids.request_id(model.model_id, model.applied_seq_id))
+        next_seq_id = model.logged_seq_id + 1 if seq_id is None else seq_id
+        target = Target(
+            model.tenant_id,
+            model.model_id,
+            next_seq_id,
+            OperationKind.UNLOAD_MODEL,
+            model.base_model,
+        )
+        try:
+            return await submit(services, target.submission(draft))
+        except UserError:
+            if seq_id is not None:
+                raise
+        # A request that was on its way took the number: look again which one is next.
+        model = await access.owned_model(services, model.tenant_id, model.model_id)
+    raise UserError(f"model {model.model_id!r} still receives requests; unload it after them")
 
 
 def promise(request_id: str) -> Json:

@@ -77,6 +77,22 @@ def test_up_takes_several_base_models(started: list[UpOptions], tmp_path: Path) 
     assert (started[0].port, started[0].dtype, started[0].num_threads) == (0, "bfloat16", 2)
 
 
+def test_up_takes_the_stores_memory_as_people_write_it(started: list[UpOptions]) -> None:
+    invoke("up", "--store-memory", "1.5g")
+
+    assert started[0].store_memory_bytes == 3 * 512 * 1024**2
+
+
+@pytest.mark.parametrize("size", ["much", "4x", "-1g", "10m"])
+def test_a_store_memory_that_is_no_size_or_too_little_is_refused(
+    started: list[UpOptions], size: str
+) -> None:
+    result = invoke("up", f"--store-memory={size}")
+
+    assert (result.exit_code, started) == (2, [])
+    assert "--store-memory" in result.stderr
+
+
 @pytest.mark.parametrize("models", [["=path"], ["name="], ["a=x", "a=y"]])
 def test_up_refuses_base_models_that_make_no_sense(
     started: list[UpOptions], models: list[str]

@@ -15,6 +15,7 @@ from cyclora_client.up import specs, valkey
 from cyclora_client.up.children import Child
 from cyclora_client.up.errors import UpError
 from cyclora_client.up.folder import DataFolder
+from cyclora_client.up.memory import default_store_bytes
 from cyclora_client.up.supervisor import Supervisor
 
 
@@ -66,6 +67,8 @@ async def test_it_is_durable_never_evicts_and_listens_on_its_socket_only(tmp_pat
         "port": "0",
         "appendonly": "yes",
         "appendfsync": "always",
+        "aof-load-truncated": "yes",
+        "maxmemory": str(default_store_bytes()),
         "maxmemory-policy": "noeviction",
         "dir": str(tmp_path),
     }

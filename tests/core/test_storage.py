@@ -42,13 +42,16 @@ def test_no_other_file_can_be_read(tmp_path: Path, base_model: str, name: str) -
 
 def test_older_snapshots_are_deleted_and_newer_ones_kept(tmp_path: Path) -> None:
     storage = Storage(tmp_path)
-    for seq_id in (1, 5, 9, 12):
-        storage.snapshot_dir(MODEL, seq_id).mkdir(parents=True)
+    for seq_id, epoch in ((1, 1), (5, 2), (9, 1), (9, 2), (9, 3), (12, 1)):
+        storage.snapshot_dir(MODEL, seq_id, epoch).mkdir(parents=True)
+    folder = storage.snapshot_dir(MODEL, 9, 2)
+    for half_written in (".5-1.part", ".12-3.part"):
+        (folder.parent / half_written).mkdir()
 
-    storage.delete_snapshots_before(MODEL, 9)
+    storage.delete_snapshots_before(MODEL, 9, 2)
 
-    folder = storage.snapshot_dir(MODEL, 9)
-    assert sorted(child.name for child in folder.parent.iterdir()) == ["12", "9"]
+    kept = sorted(child.name for child in folder.parent.iterdir())
+    assert kept == [".12-3.part", "12-1", "9-2", "9-3"]
 
 
 def test_deleting_a_checkpoint_removes_its_folder_only(tmp_path: Path) -> None:
@@ -56,13 +59,19 @@ def test_deleting_a_checkpoint_removes_its_folder_only(tmp_path: Path) -> None:
     kept = CheckpointPath(MODEL, CheckpointKind.TRAINING, "kept")
     gone = CheckpointPath(MODEL, CheckpointKind.TRAINING, "gone")
     for path in (kept, gone):
-        storage.checkpoint_dir(path).mkdir(parents=True)
+        storage.checkpoint_dir(path, "3").mkdir(parents=True)
 
     storage.delete_checkpoint(gone)
     storage.delete_checkpoint(gone)
 
-    assert storage.checkpoint_dir(kept).is_dir()
-    assert not storage.checkpoint_dir(gone).exists()
+    assert storage.checkpoint_dir(kept, "3").is_dir()
+    assert not storage.checkpoint_dir(gone, "3").exists()
+
+
+def test_a_revision_is_a_number() -> None:
+    path = CheckpointPath(MODEL, CheckpointKind.TRAINING, "kept")
+    with pytest.raises(ValueError, match="revision"):
+        Storage(Path("x")).checkpoint_dir(path, "../3")
 
 
 def test_base_model_names_look_like_hugging_face_ids() -> None:

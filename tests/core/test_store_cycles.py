@@ -10,8 +10,7 @@ import pytest
 from core.builders import BASE_MODEL, add_worker, model_id, sample, submission, submit
 from core.test_store_operations import CREATE, PASS, assign, gathered, settle
 from cyclora_core import ids
-from cyclora_core.clock import ManualClock
-from cyclora_core.errors import FencedOut
+from cyclora_core.errors import FencedOut, ServerError
 from cyclora_core.records import FutureState, SubmitOutcome
 from cyclora_core.store import Store
 from cyclora_core.store.cycles import DispatchOutcome
@@ -198,17 +197,15 @@ async def test_a_settled_future_is_announced(store: Store) -> None:
         assert await anext(announcements) == f"{sample(1).owner_id}:1"
 
 
-async def test_a_gap_that_is_not_filled_fails_what_waits_behind_it_and_the_model_goes_on(
-    store: Store, clock: ManualClock
+async def test_a_gap_that_is_given_up_fails_what_waits_behind_it_and_the_model_goes_on(
+    store: Store,
 ) -> None:
     await store.cycles.lead("t", 30)
     await submit(store, submission(CREATE, 0), submission(PASS, 1), submission(PASS, 3))
-    clock.advance(50)
     await submit(store, submission(PASS, 5))
-    clock.advance(60)
 
-    assert await store.cycles.close_gaps("t", 120) == []
-    assert await store.cycles.close_gaps("t", 100) == [model_id()]
+    assert await store.cycles.gaps() == {model_id(): 1}
+    assert await store.cycles.close_gap("t", model_id(), 1, 100)
 
     future = await store.futures.get(f"{model_id()}:3")
     assert future is not None
@@ -218,22 +215,91 @@ async def test_a_gap_that_is_not_filled_fails_what_waits_behind_it_and_the_model
     assert (late, following) == (SubmitOutcome.EXPIRED, SubmitOutcome.ACCEPTED)
     waiting = await gathered(store)
     assert [operation.seq_id for operation in waiting.models[0].operations] == [0, 1, 6]
-    assert await store.cycles.close_gaps("t", 0) == []
+    assert await store.cycles.gaps() == {}
 
 
-async def test_an_idle_model_goes_on_after_a_gap(store: Store, clock: ManualClock) -> None:
+async def test_a_given_up_gap_leaves_no_bodies_behind(store: Store) -> None:
+    await store.cycles.lead("t", 30)
+    await submit(store, submission(CREATE, 0), submission(PASS, 2))
+
+    await store.cycles.close_gap("t", model_id(), 0, 100)
+
+    with pytest.raises(ServerError, match="missing"):
+        await store.operations.bodies([f"{model_id()}:2"])
+
+
+async def test_a_gap_directly_behind_create_model_is_named_by_its_number(store: Store) -> None:
+    await store.cycles.lead("t", 30)
+    await submit(store, submission(CREATE, 0), submission(PASS, 2))
+
+    await store.cycles.close_gap("t", model_id(), 0, 7)
+
+    future = await store.futures.get(f"{model_id()}:2")
+    assert future is not None
+    assert future.error is not None
+    assert "request 1 of this model did not arrive within 7 s" in future.error.message
+
+
+async def test_a_gap_that_was_filled_meanwhile_is_not_closed_nor_is_the_next(store: Store) -> None:
+    await store.cycles.lead("t", 30)
+    await submit(store, submission(CREATE, 0), submission(PASS, 2), submission(PASS, 4))
+    (gap,) = (await store.cycles.gaps()).items()
+    await submit(store, submission(PASS, 1))
+
+    assert not await store.cycles.close_gap("t", *gap, 100)
+
+    assert await store.cycles.gaps() == {model_id(): 2}
+    future = await store.futures.get(f"{model_id()}:4")
+    assert future is not None
+    assert future.state is FutureState.PENDING
+
+
+async def test_only_the_leader_closes_gaps(store: Store) -> None:
+    await store.cycles.lead("t", 30)
+    await submit(store, submission(CREATE, 0), submission(PASS, 2))
+
+    assert not await store.cycles.close_gap("other", model_id(), 0, 100)
+
+
+async def test_the_request_that_others_wait_for_is_known(store: Store) -> None:
+    await submit(store, submission(CREATE, 0))
+    assert not await store.gaps.is_awaited(model_id(), 1)
+    await submit(store, submission(PASS, 3))
+
+    awaited = [seq_id for seq_id in range(6) if await store.gaps.is_awaited(model_id(), seq_id)]
+
+    assert awaited == [1]
+    assert not await store.gaps.is_awaited(model_id(7), 1)
+
+
+async def test_an_idle_model_goes_on_after_a_gap(store: Store) -> None:
     await add_worker(store)
     await submit(store, submission(CREATE, 0))
     epoch = await assign(store)
     await settle(store, 0, epoch, CREATE)
     await submit(store, submission(PASS, 2))
-    clock.advance(10)
 
-    assert await store.cycles.close_gaps("t", 5) == [model_id()]
+    assert await store.cycles.close_gap("t", model_id(), 0, 5)
 
     await submit(store, submission(PASS, 3))
     waiting = await gathered(store)
     assert [operation.seq_id for operation in waiting.models[0].operations] == [3]
+
+
+async def test_who_resigns_leaves_the_lead_to_a_standby(store: Store) -> None:
+    await store.cycles.lead("first", 30)
+
+    assert await store.cycles.resign("first")
+
+    await asyncio.wait_for(store.cycles.wait_for_vacancy(30), 5)
+    assert await store.cycles.lead("second", 30)
+
+
+async def test_who_does_not_lead_resigns_nothing(store: Store) -> None:
+    await store.cycles.lead("first", 30)
+
+    assert not await store.cycles.resign("second")
+    assert not await store.cycles.lead("second", 30)
 
 
 async def test_a_seq_id_far_ahead_is_refused(store: Store) -> None:

@@ -14,7 +14,7 @@ from cyclora_core.errors import NotFound, Unavailable
 from cyclora_core.ids import CheckpointKind, CheckpointPath
 from cyclora_core.operations import LoraConfig
 from cyclora_core.records import Checkpoint, SamplingSession, Session
-from cyclora_core.store import Store, connection
+from cyclora_core.store import Store, patience
 
 
 def session(session_id: str = SESSION_ID, at_ms: int = 1) -> Session:
@@ -165,7 +165,7 @@ async def test_a_deleted_checkpoint_is_gone_from_every_list(store: Store) -> Non
 async def test_a_store_that_does_not_answer_is_unavailable(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(connection, "_MAX_RETRIES", 0)
+    monkeypatch.setattr(patience, "RECONNECT_S", 0.0)
 
     with pytest.raises(Unavailable, match="does not answer"):
         await Store.open(f"unix://{tmp_path}/nobody.sock")

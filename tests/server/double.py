@@ -31,6 +31,7 @@ from cyclora_core.records import (
     Tenant,
     WorkerStatus,
 )
+from cyclora_core.store.memory import MemoryReading
 from cyclora_core.types import BaseModelInfo, ModelRecord
 
 TENANT = "tenant-a"
@@ -52,6 +53,7 @@ BASE = BaseModelInfo(
 SESSION = "00000000-0000-4000-8000-000000000001"
 MODEL = ids.model_id(SESSION, 0)
 SAMPLER = ids.sampling_session_id(SESSION, 0)
+_MIB = 1024 * 1024
 
 
 class Tenants:
@@ -295,6 +297,22 @@ class Workers:
         return self.records
 
 
+class Gaps:
+    def __init__(self) -> None:
+        self.awaited: set[tuple[str, int]] = set()
+
+    async def is_awaited(self, model_id: str, seq_id: int) -> bool:
+        return (model_id, seq_id) in self.awaited
+
+
+class Memory:
+    def __init__(self) -> None:
+        self.reading = MemoryReading(used_bytes=10 * _MIB, limit_bytes=1000 * _MIB)
+
+    async def read(self) -> MemoryReading:
+        return self.reading
+
+
 class StoreDouble:
     """All parts of the store that the server uses."""
 
@@ -308,6 +326,8 @@ class StoreDouble:
         self.checkpoints = Checkpoints()
         self.base_models = BaseModels()
         self.workers = Workers()
+        self.gaps = Gaps()
+        self.memory = Memory()
 
     def submitted(self, request_id: str) -> Submission:
         return self.operations.submissions[request_id]
@@ -336,8 +356,10 @@ def model_record(**changes: Any) -> ModelRecord:
         lora=LoraConfig(lora_rank=8),
         created_at_ms=1000,
         last_request_at_ms=2000,
+        logged_seq_id=0,
         applied_seq_id=0,
         snapshot_seq_id=-1,
+        snapshot_epoch=0,
         worker_id=None,
         epoch=0,
         user_metadata={},

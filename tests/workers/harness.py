@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from cyclora_core import ids, payload
 from cyclora_core.clock import ManualClock
 from cyclora_core.operations import (
@@ -27,6 +29,7 @@ from cyclora_workers.base_model import BaseModel
 from cyclora_workers.engine import Engine
 from cyclora_workers.loop import Worker
 from cyclora_workers.sampling.sampler import Sampler
+from workers.builders import cross_entropy
 
 SESSION_ID = "11111111-2222-3333-4444-555555555555"
 LORA = LoraConfig(4, seed=1)
@@ -52,13 +55,17 @@ class Harness:
         )
         self.scheduler = Scheduler(store, settings, clock, self._pause)
         self.workers: list[Worker] = []
-        self._next_seq_ids: dict[str, int] = {}
+        self.next_seq_ids: dict[str, int] = {}
 
     async def _pause(self, seconds: float) -> None:
         self.clock.advance(seconds)
 
     async def start_worker(
-        self, *, max_replay_s: float = 1000.0, max_kv_tokens: int = 10_000
+        self,
+        *,
+        max_replay_s: float = 1000.0,
+        max_kv_tokens: int = 10_000,
+        max_adapter_bytes: int = 2**40,
     ) -> Worker:
         """A new process of the one worker: an earlier one counts as dead from now on."""
         base = self.base_model
@@ -81,6 +88,8 @@ class Harness:
             worker_name="worker",
             lease_s=30.0,
             max_replay_s=max_replay_s,
+            max_adapter_bytes=max_adapter_bytes,
+            drain_s=10.0,
         )
         self.workers.append(worker)
         await worker.register()
@@ -89,15 +98,15 @@ class Harness:
     async def submit(
         self,
         kind: OperationKind,
-        body: Body,
+        body: Body | None,
         *,
         model: int = 0,
         tenant_id: str = "tenant-a",
         owner_id: str | None = None,
     ) -> str:
         owner = owner_id or ids.model_id(SESSION_ID, model)
-        seq_id = self._next_seq_ids.get(owner, 0)
-        self._next_seq_ids[owner] = seq_id + 1
+        seq_id = self.next_seq_ids.get(owner, 0)
+        self.next_seq_ids[owner] = seq_id + 1
         request_id = ids.request_id(owner, seq_id)
         sizes: list[int] = []
         num_tokens = 0
@@ -118,7 +127,7 @@ class Harness:
                 owner_id=owner,
                 seq_id=seq_id,
                 base_model=self.base_model.name,
-                body=payload.encode(body.to_payload()),
+                body=payload.encode(body.to_payload() if body else payload.Payload({}, {})),
                 num_tokens=num_tokens,
                 datum_tokens=sizes,
                 new_model=new_model,
@@ -163,3 +172,21 @@ class Harness:
         assert future.state is FutureState.DONE, future.error
         assert future.result is not None
         return PassResult.from_payload(payload.decode(future.result))
+
+
+def same(first: PassResult, second: PassResult) -> bool:
+    """Equal to the bit, apart from the number of the cycle."""
+    return first.metrics["loss:sum"] == second.metrics["loss:sum"] and all(
+        np.array_equal(a, b) for a, b in zip(first.logprobs, second.logprobs, strict=True)
+    )
+
+
+async def run_steps(harness: Harness, model: int, num_steps: int = 5) -> list[PassResult]:
+    tenant = f"tenant-{model}"
+    await harness.create(model, tenant=tenant)
+    requests = [
+        await harness.train(cross_entropy([7, 13, 1, 9], seed=step), model, tenant)
+        for step in range(num_steps)
+    ]
+    await harness.run_until_idle()
+    return [await harness.pass_result(request) for request in requests]

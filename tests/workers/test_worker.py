@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 
 from cyclora_core import ids, payload
 from cyclora_core.clock import ManualClock
-from cyclora_core.ids import CheckpointPath
 from cyclora_core.operations import (
     LoadWeightsBody,
     LoraConfig,
@@ -28,7 +26,7 @@ from cyclora_core.records import FutureState
 from cyclora_core.store import Store
 from cyclora_workers.base_model import BaseModel
 from workers.builders import cross_entropy, load, policy_body, qwen3
-from workers.harness import LORA, SESSION_ID, Harness
+from workers.harness import LORA, SESSION_ID, Harness, run_steps, same
 
 
 @pytest.fixture(scope="module")
@@ -43,24 +41,6 @@ async def harness(
     made = Harness(store, clock, tmp_path, base_model)
     await made.start_worker()
     return made
-
-
-def same(first: PassResult, second: PassResult) -> bool:
-    """Equal to the bit, apart from the number of the cycle."""
-    return first.metrics["loss:sum"] == second.metrics["loss:sum"] and all(
-        np.array_equal(a, b) for a, b in zip(first.logprobs, second.logprobs, strict=True)
-    )
-
-
-async def run_steps(harness: Harness, model: int, num_steps: int = 5) -> list[PassResult]:
-    tenant = f"tenant-{model}"
-    await harness.create(model, tenant=tenant)
-    requests = [
-        await harness.train(cross_entropy([7, 13, 1, 9], seed=step), model, tenant)
-        for step in range(num_steps)
-    ]
-    await harness.run_until_idle()
-    return [await harness.pass_result(request) for request in requests]
 
 
 async def test_pipelined_steps_settle_with_their_cycles_in_the_metrics(harness: Harness) -> None:
@@ -121,61 +101,6 @@ async def test_a_step_that_arrives_during_its_passes_joins_their_cycle(harness: 
 
     assert (await harness.future(first)).state is FutureState.DONE
     assert (await harness.future(save)).state is FutureState.DONE
-
-
-async def test_a_new_worker_goes_on_with_the_same_bits(harness: Harness) -> None:
-    undisturbed = await run_steps(harness, 0, num_steps=6)
-    first = await run_steps(harness, 1, num_steps=3)
-    await harness.start_worker()
-
-    requests = [
-        await harness.train(cross_entropy([7, 13, 1, 9], seed=step), 1, "tenant-1")
-        for step in range(3, 6)
-    ]
-    await harness.run_until_idle()
-
-    rest = [await harness.pass_result(request) for request in requests]
-    assert all(same(a, b) for a, b in zip(undisturbed, first + rest, strict=True))
-
-
-async def test_gradients_that_no_step_has_used_survive_a_new_worker(harness: Harness) -> None:
-    undisturbed = await run_steps(harness, 0, num_steps=2)
-    await harness.create(1)
-    body = cross_entropy([7, 13, 1, 9], seed=0)
-    await harness.submit(OperationKind.FORWARD_BACKWARD, body, model=1)
-    await harness.run_until_idle()
-    await harness.start_worker()
-    step = OptimStepBody(learning_rate=1e-2)
-    await harness.submit(OperationKind.OPTIM_STEP, step, model=1)
-    second = await harness.train(cross_entropy([7, 13, 1, 9], seed=1), 1)
-    await harness.run_until_idle()
-
-    assert same(undisturbed[1], await harness.pass_result(second))
-
-
-async def test_a_long_log_is_cut_by_a_snapshot_that_restores_the_same_bits(
-    store: Store, clock: ManualClock, tmp_path: Path, base_model: BaseModel
-) -> None:
-    harness = Harness(store, clock, tmp_path, base_model)
-    await harness.start_worker()
-    undisturbed = await run_steps(harness, 0, num_steps=4)
-    await harness.start_worker(max_replay_s=1e-9)
-    first = await run_steps(harness, 1, num_steps=2)
-    model_id = ids.model_id(SESSION_ID, 1)
-    record = await store.models.get(model_id)
-    assert record is not None
-    assert record.snapshot_seq_id == record.applied_seq_id == 4
-    assert harness.storage.snapshot_dir(model_id, 4).is_dir()
-    await harness.start_worker()
-
-    requests = [
-        await harness.train(cross_entropy([7, 13, 1, 9], seed=step), 1, "tenant-1")
-        for step in (2, 3)
-    ]
-    await harness.run_until_idle()
-
-    rest = [await harness.pass_result(request) for request in requests]
-    assert all(same(a, b) for a, b in zip(undisturbed, first + rest, strict=True))
 
 
 async def test_a_worker_that_was_replaced_settles_nothing(harness: Harness) -> None:
@@ -263,24 +188,6 @@ async def test_a_second_save_of_the_same_name_fails_and_leaves_the_first(
     future = await harness.future(second)
     assert future.error is not None
     assert "exists" in future.error.message
-
-
-async def test_a_deleted_checkpoint_is_not_needed_to_recover_what_loaded_it(
-    harness: Harness,
-) -> None:
-    await harness.create()
-    await harness.save("gone")
-    path = f"tinker://{ids.model_id(SESSION_ID, 0)}/weights/gone"
-    load_body = LoadWeightsBody(path, False, harness.base_model.name, LORA)
-    await harness.submit(OperationKind.LOAD_WEIGHTS, load_body)
-    await harness.run_until_idle()
-    harness.storage.delete_checkpoint(CheckpointPath.parse(path))
-    await harness.start_worker()
-
-    request = await harness.train(cross_entropy([4]))
-    await harness.run_until_idle()
-
-    assert (await harness.pass_result(request)).logprobs
 
 
 def sample_body(weights_path: str | None = None, max_tokens: int = 6) -> SampleBody:
@@ -441,24 +348,6 @@ async def test_operations_of_a_model_whose_creation_failed_say_so(harness: Harne
     future = await harness.future(request)
     assert future.error is not None
     assert "creating it failed" in future.error.message
-
-
-async def test_a_worker_stops_in_order_with_a_model_whose_creation_failed(
-    harness: Harness,
-) -> None:
-    flags = {"train_attn": False, "train_mlp": False, "train_unembed": False}
-    await harness.create(0, LoraConfig(4, **flags))
-    await harness.create(1)
-    await harness.run_until_idle()
-    stopping = asyncio.Event()
-    stopping.set()
-
-    await asyncio.wait_for(harness.workers[-1].run(stopping), 20)
-
-    record = await harness.store.models.get(ids.model_id(SESSION_ID, 1))
-    assert record is not None
-    assert record.snapshot_seq_id == record.applied_seq_id == 0
-    assert [status.is_alive for status in await harness.store.workers.list()] == [False]
 
 
 async def test_samples_wait_with_the_scheduler_so_that_a_small_tenant_gets_its_turn(

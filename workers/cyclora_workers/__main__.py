@@ -30,6 +30,8 @@ from cyclora_workers.sources import model_folder
 
 _log = structlog.get_logger()
 _EXIT_FENCED = 75  # EX_TEMPFAIL: a supervisor should simply start the process again
+_PATIENCE_S = 7 * 24 * 3600.0
+"""A store that is full or away is waited for: what is computed must not be lost to it."""
 _EXIT_CONFIG = 78  # EX_CONFIG: starting again with the same settings cannot help
 
 
@@ -124,7 +126,12 @@ async def serve(settings: WorkerSettings) -> None:
         decode_steps_per_microbatch=settings.decode_steps_per_microbatch,
         max_cached_samplers=settings.max_cached_samplers,
     )
-    store = await Store.open(settings.redis_url, settings.key_prefix)
+    store = await Store.open(
+        settings.redis_url,
+        settings.key_prefix,
+        timeout_s=settings.store_timeout_s,
+        patience_s=_PATIENCE_S,
+    )
     worker = Worker(
         store,
         storage,
@@ -134,6 +141,8 @@ async def serve(settings: WorkerSettings) -> None:
         worker_name=settings.worker_name,
         lease_s=settings.lease_s,
         max_replay_s=settings.max_replay_s,
+        max_adapter_bytes=settings.max_adapter_bytes,
+        drain_s=settings.drain_s,
     )
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()

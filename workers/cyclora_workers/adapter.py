@@ -202,6 +202,12 @@ class AdapterState:
         state.refresh_weights()
         return state
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the flat buffers and the compute copy."""
+        flat = [getattr(self, name) for name in _FLAT_BUFFERS]
+        return sum(buffer.nbytes for buffer in (*flat, self.weights.flat_P))
+
     def refresh_weights(self) -> None:
         """Bring the compute copy up to date with the fp32 master."""
         self.weights.flat_P.copy_(self.master_P)

@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from cyclora_core.errors import NotFound, UserError
+from cyclora_workers import durable
 from cyclora_workers.adapter import LORA_ALPHA, AdapterLayout, AdapterState
 from cyclora_workers.base_model import BaseModel
 
@@ -61,8 +61,8 @@ def save_checkpoint(
     fresh.mkdir()
     try:
         for name, data in files.items():
-            _write_durably(fresh / name, data)
-        _sync_folder(fresh)
+            durable.write_file(fresh / name, data)
+        durable.sync_folder(fresh)
         if folder.exists():
             # A folder with files in it cannot be renamed over.
             old = fresh.with_name(fresh.name + ".old")
@@ -73,8 +73,13 @@ def save_checkpoint(
             fresh.rename(folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    _sync_folder(folder.parent)
+    durable.sync_folder(folder.parent)
     return sum(len(data) for data in files.values())
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a checkpoint is there, with all of its files."""
+    return (folder / COMPLETE_FILE).exists()
 
 
 def load_checkpoint(state: AdapterState, folder: Path, *, with_optimizer: bool) -> None:
@@ -84,7 +89,7 @@ def load_checkpoint(state: AdapterState, folder: Path, *, with_optimizer: bool) 
         NotFound: there is no complete checkpoint.
         UserError: it does not fit the state, or holds no optimizer state. The state is unchanged.
     """
-    if not (folder / COMPLETE_FILE).exists():
+    if not is_complete(folder):
         raise NotFound(f"there is no checkpoint {folder.name!r}")
     _check_config(_read_config(folder), state.layout.lora_rank)
     weights = _read_tensors(folder / WEIGHTS_FILE)
@@ -191,18 +196,3 @@ def _check_config(config: Mapping[str, Any], lora_rank: int) -> None:
         raise UserError(
             f"the checkpoint has lora_alpha {config.get('lora_alpha')}; need {LORA_ALPHA}"
         )
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

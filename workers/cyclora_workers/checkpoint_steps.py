@@ -7,9 +7,10 @@ from cyclora_core.errors import UserError
 from cyclora_core.ids import CheckpointKind, CheckpointPath
 from cyclora_core.operations import OperationKind, SaveWeightsBody, SaveWeightsResult
 from cyclora_core.records import Checkpoint, SamplingSession
-from cyclora_core.storage import Storage
+from cyclora_core.storage import Storage, total_bytes
 from cyclora_core.store import Store
 from cyclora_core.types import ModelRecord, PlannedOperation
+from cyclora_workers.checkpoint import is_complete
 from cyclora_workers.engine import Engine
 from cyclora_workers.recovery import InThread
 
@@ -34,7 +35,10 @@ class CheckpointSteps:
     async def save(
         self, model: ModelRecord, operation: PlannedOperation, body: SaveWeightsBody
     ) -> SaveWeightsResult:
-        """Write the files, then the record; both can be done twice to the same effect.
+        """Write the files beside those of an earlier save of the name, then switch the record.
+
+        Whoever reads the checkpoint finds the old files or the new ones, and doing it twice has the
+        same effect as once.
 
         Raises:
             UserError: another save made a checkpoint of this path, and ``overwrite`` is off.
@@ -47,7 +51,10 @@ class CheckpointSteps:
                 f"checkpoint {body.path!r} exists; choose another name or set overwrite"
             )
         has_optimizer = operation.kind is OperationKind.SAVE_WEIGHTS
-        num_bytes: int = await self._in_thread(self._write, model.model_id, path, has_optimizer)
+        revision = str(operation.seq_id)
+        num_bytes: int = await self._in_thread(
+            self._write, model.model_id, path, revision, has_optimizer
+        )
         now_ms = self._clock.now_ms()
         session_id = body.sampling_session_id
         await self._store.checkpoints.put(
@@ -63,11 +70,13 @@ class CheckpointSteps:
                 num_bytes=num_bytes,
                 created_at_ms=now_ms,
                 request_id=operation.request_id,
+                revision=revision,
                 is_listed=session_id is None,
                 expires_at_ms=None if body.ttl_s is None else now_ms + body.ttl_s * 1000,
                 user_metadata=body.user_metadata,
             )
         )
+        await self._in_thread(self._storage.delete_other_revisions, path, revision)
         if session_id is None:
             return SaveWeightsResult(path=body.path, num_bytes=num_bytes)
         await self._store.sampling.create(
@@ -83,10 +92,26 @@ class CheckpointSteps:
         )
         return SaveWeightsResult(sampling_session_id=session_id, num_bytes=num_bytes)
 
-    def _write(self, model_id: str, path: CheckpointPath, has_optimizer: bool) -> int:
-        self._engine.forget_sampler(str(path))
-        folder = self._storage.checkpoint_dir(path)
-        num_bytes = self._engine.save(model_id, folder, optimizer=has_optimizer)
+    async def discard_ephemeral(self, model: ModelRecord) -> None:
+        """Delete what only the sampling sessions of a finished session could read.
+
+        The server does it when the session is finished; saves that were queued then come later.
+        """
+        session = await self._store.sessions.get(model.session_id)
+        if session is not None and session.finished_reason is None:
+            return
+        for path in await self._store.checkpoints.unlisted_of_model(model.model_id):
+            await self._store.checkpoints.delete(path)
+            await self._in_thread(self._storage.delete_checkpoint, CheckpointPath.parse(path))
+
+    def _write(
+        self, model_id: str, path: CheckpointPath, revision: str, has_optimizer: bool
+    ) -> int:
+        folder = self._storage.checkpoint_dir(path, revision)
+        if is_complete(folder):  # this very save was cut off before it settled
+            num_bytes = total_bytes(folder.iterdir())
+        else:
+            num_bytes = self._engine.save(model_id, folder, optimizer=has_optimizer)
         if path.kind is CheckpointKind.SAMPLER:
-            self._engine.freeze_for_sampling(model_id, str(path))
+            self._engine.freeze_for_sampling(model_id, folder)
         return num_bytes

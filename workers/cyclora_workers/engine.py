@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from torch import Tensor
+
 from cyclora_core.errors import ServerError, UserError
 from cyclora_core.operations import (
     LoraConfig,
@@ -86,18 +88,25 @@ class Engine:
         self._max_cached_samplers = max_cached_samplers
         self._adapters: dict[str, AdapterState] = {}
         self._parts: dict[str, _Part] = {}
-        self._sampler_weights: OrderedDict[str, AdapterWeights] = OrderedDict()
+        self._sampler_weights: OrderedDict[Path, AdapterWeights] = OrderedDict()
 
     def create(self, model_id: str, lora: LoraConfig) -> None:
         self._adapters[model_id] = AdapterState.create(self.base_model, lora)
 
     def _adapter(self, model_id: str) -> AdapterState:
         if model_id not in self._adapters:
-            raise UserError(f"model {model_id!r} has no adapter: creating it failed")
+            raise UserError(
+                f"model {model_id!r} has no adapter: creating it failed, or it was unloaded"
+            )
         return self._adapters[model_id]
 
     def has(self, model_id: str) -> bool:
         return model_id in self._adapters
+
+    def num_bytes(self, model_id: str) -> int:
+        """Memory that a model's state takes; 0 when it is not here."""
+        state = self._adapters.get(model_id)
+        return state.num_bytes if state else 0
 
     def drop(self, model_id: str) -> None:
         """Forget a model's state; it is restored from snapshot and log when needed again."""
@@ -107,6 +116,13 @@ class Engine:
     def has_part_of(self, model_id: str) -> bool:
         """Whether a pass of the model is spread over cycles and not complete yet."""
         return any(part.model_id == model_id for part in self._parts.values())
+
+    def undo_parts_of(self, model_id: str) -> None:
+        """Take back what a pass that is not complete has accumulated; it begins anew later."""
+        for request_id, part in list(self._parts.items()):
+            if part.model_id == model_id:
+                self._adapter(model_id).restore_gradient(part.mark)
+                del self._parts[request_id]
 
     def load(self, model_id: str, lora: LoraConfig, folder: Path, *, optimizer: bool) -> None:
         """Replace a model's adapter weights, and its optimizer state or a fresh one.
@@ -123,8 +139,9 @@ class Engine:
         state = self._adapter(model_id)
         return checkpoint.save_checkpoint(state, self.base_model, folder, with_optimizer=optimizer)
 
-    def write_snapshot(self, model_id: str, folder: Path) -> None:
-        snapshot.write(self._adapter(model_id), folder)
+    def export_state(self, model_id: str) -> dict[str, Tensor]:
+        """A copy of a model's complete state, which further training leaves as it is."""
+        return self._adapter(model_id).export_tensors()
 
     def read_snapshot(self, model_id: str, lora: LoraConfig, folder: Path) -> None:
         state = AdapterState.empty(self.base_model, lora)
@@ -236,39 +253,35 @@ class Engine:
         old = self.tokens_per_s or speed
         self.tokens_per_s = old + _SPEED_SMOOTHING * (speed - old)
 
-    def freeze_for_sampling(self, model_id: str, path: str) -> None:
-        """Keep a frozen copy of a model's adapter weights under a checkpoint path."""
-        self._remember(path, self._adapter(model_id).snapshot_weights())
+    def freeze_for_sampling(self, model_id: str, folder: Path) -> None:
+        """Keep a frozen copy of a model's adapter weights for samples of a checkpoint's folder."""
+        self._remember(folder, self._adapter(model_id).snapshot_weights())
 
     def admit(
         self, request_id: str, body: SampleBody, lora: LoraConfig | None, folder: Path | None
     ) -> None:
         """Queue a sample; its adapter weights are read from ``folder`` unless they are at hand.
 
+        ``lora`` and ``folder`` None sample the bare base model.
+
         Raises:
             UserError: the sample can never run here, or its checkpoint is gone.
         """
         adapter = None
-        if body.weights_path is not None:
-            adapter = self._sampler_weights.get(body.weights_path)
+        if lora is not None and folder is not None:
+            adapter = self._sampler_weights.get(folder)
             if adapter is None:
-                if lora is None or folder is None:
-                    raise ValueError(f"no checkpoint given for {body.weights_path}")
                 state = AdapterState.empty(self.base_model, lora)
                 checkpoint.load_checkpoint(state, folder, with_optimizer=False)
                 adapter = state.snapshot_weights()
-            self._remember(body.weights_path, adapter)
+            self._remember(folder, adapter)
         self.sampler.admit(request_id, body, adapter)
 
-    def _remember(self, path: str, weights: AdapterWeights) -> None:
-        self._sampler_weights[path] = weights
-        self._sampler_weights.move_to_end(path)
+    def _remember(self, folder: Path, weights: AdapterWeights) -> None:
+        self._sampler_weights[folder] = weights
+        self._sampler_weights.move_to_end(folder)
         while len(self._sampler_weights) > self._max_cached_samplers:
             self._sampler_weights.popitem(last=False)
-
-    def forget_sampler(self, path: str) -> None:
-        """Drop a frozen copy whose checkpoint is being replaced."""
-        self._sampler_weights.pop(path, None)
 
     def decode_between_microbatches(self) -> list[FinishedSample]:
         """Let running samples go on while training has the worker."""

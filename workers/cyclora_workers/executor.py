@@ -6,12 +6,15 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import structlog
 
 from cyclora_core.errors import FencedOut, UserError
+from cyclora_core.ids import CheckpointPath
 from cyclora_core.operations import (
     Body,
+    LoadWeightsBody,
     ModelResult,
     OperationKind,
     OptimStepResult,
@@ -22,7 +25,6 @@ from cyclora_core.storage import Storage
 from cyclora_core.store import Store
 from cyclora_core.store.operations import Outcome
 from cyclora_core.types import Cycle, ModelRecord, PlannedModel, PlannedOperation
-from cyclora_workers import recovery
 from cyclora_workers.checkpoint_steps import CheckpointSteps
 from cyclora_workers.engine import Engine, Pass, PassOutcome
 from cyclora_workers.outcomes import as_outcome
@@ -45,6 +47,8 @@ class _Run:
     bodies: dict[str, Body] = field(default_factory=dict[str, Body])
     is_fenced: bool = False
     """Another worker holds the model now: nothing more of it is done here."""
+    is_ended: bool = False
+    """The model was unloaded: everything behind that fails."""
 
     @property
     def is_complete(self) -> bool:
@@ -84,7 +88,7 @@ class Executor:
         await self._run_passes([run for run in runs if not run.is_fenced], cycle.cycle_id)
         for run in runs:
             await self._run_steps(run, run.after)
-        await self._keeper.snapshot_if_due([run.planned.model_id for run in runs])
+        await self._keeper.cycle_ended()
         _log.info(
             "cycle finished",
             cycle_id=cycle.cycle_id,
@@ -100,7 +104,7 @@ class Executor:
         record = await self._keeper.ensure(planned)
         if record is None:
             return None
-        run = _Run(planned, record)
+        run = _Run(planned, record, is_ended=record.is_ended)
         # What was settled before its answer was lost, or before a restart, is not run again.
         left = [each for each in planned.operations if each.seq_id > record.applied_seq_id]
         await self._fetch_bodies(run, left)
@@ -187,6 +191,8 @@ class Executor:
 
     async def _step(self, run: _Run, operation: PlannedOperation) -> Result:
         model_id, kind = run.planned.model_id, operation.kind
+        if run.is_ended:
+            raise UserError(f"model {model_id!r} was unloaded; create a new one")
         if kind is OperationKind.UNLOAD_MODEL:
             return ModelResult(model_id)
         body = run.bodies[operation.request_id]
@@ -196,13 +202,24 @@ class Executor:
                 await self._in_thread(self._engine.create, model_id, lora)
                 return ModelResult(model_id)
             case OperationKind.LOAD_WEIGHTS:
-                await self._in_thread(recovery.load, self._engine, self._storage, model_id, body)
+                await self._load(model_id, body)  # type: ignore[arg-type]
+                # The checkpoint may be replaced or deleted later; replaying must not depend on it.
+                await self._keeper.write_ahead(model_id, operation.seq_id)
                 return ModelResult(model_id, path=body.path)  # type: ignore[union-attr]
             case OperationKind.OPTIM_STEP:
                 metrics = await self._in_thread(self._engine.optim_step, model_id, body)
                 return OptimStepResult(metrics)
             case _:
                 return await self._checkpoints.save(run.record, operation, body)  # type: ignore[arg-type]
+
+    async def _load(self, model_id: str, body: LoadWeightsBody) -> None:
+        checkpoint = await self._store.checkpoints.get(body.path)
+        if checkpoint is None:
+            raise UserError(f"checkpoint {body.path!r} was deleted or has expired")
+        path = CheckpointPath.parse(body.path)
+        folder = self._storage.checkpoint_dir(path, checkpoint.revision)
+        load = partial(self._engine.load, optimizer=body.optimizer)
+        await self._in_thread(load, model_id, body.lora, folder)
 
     async def _settle(
         self,
@@ -231,9 +248,14 @@ class Executor:
             return
         is_pass = operation.kind is OperationKind.FORWARD_BACKWARD
         self._keeper.applied(model_id, operation.seq_id, num_tokens if is_pass else 0)
-        if operation.kind is OperationKind.LOAD_WEIGHTS and not isinstance(outcome, Exception):
-            # The checkpoint may be replaced or deleted later; replaying must not depend on it.
-            await self._keeper.snapshot(model_id)
+        if isinstance(outcome, Exception):
+            return
+        if operation.kind is OperationKind.LOAD_WEIGHTS:
+            await self._keeper.covered(model_id, operation.seq_id)
+        elif operation.kind is OperationKind.UNLOAD_MODEL:
+            run.is_ended = True
+            await self._keeper.end(model_id, operation.seq_id)
+            await self._checkpoints.discard_ephemeral(run.record)
 
 
 def _outcome_of(
@@ -243,6 +265,8 @@ def _outcome_of(
     if operation.kind is OperationKind.OPTIM_STEP and isinstance(outcome, UserError):
         # A refused step may have dropped a gradient that is not finite; replay must do so too.
         return dataclasses.replace(settled, is_replayed=True)
+    if operation.kind is OperationKind.LOAD_WEIGHTS and settled.error is None:
+        return dataclasses.replace(settled, has_snapshot=True)
     return settled
 
 

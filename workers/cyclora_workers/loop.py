@@ -9,6 +9,7 @@ from typing import Any
 
 import structlog
 
+from cyclora_core.clock import Clock, SystemClock
 from cyclora_core.errors import FencedOut
 from cyclora_core.storage import Storage
 from cyclora_core.store import Store
@@ -39,6 +40,9 @@ class Worker:
         worker_name: str,
         lease_s: float,
         max_replay_s: float,
+        max_adapter_bytes: int,
+        drain_s: float,
+        clock: Clock | None = None,
     ) -> None:
         self._store = store
         self._engine = engine
@@ -47,13 +51,24 @@ class Worker:
         self._worker_name = worker_name
         self._lease_s = lease_s
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
-        self._keeper = ModelKeeper(store, storage, engine, self._in_thread, worker_id, max_replay_s)
+        self._drain_s = drain_s
+        self._clock = clock or SystemClock()
+        self._keeper = ModelKeeper(
+            store,
+            storage,
+            engine,
+            self._in_thread,
+            worker_id,
+            max_replay_s=max_replay_s,
+            max_adapter_bytes=max_adapter_bytes,
+        )
         self._samples = SampleDesk(store, storage, engine, self._in_thread, worker_id)
         self._executor = Executor(
             store, storage, engine, self._keeper, self._samples, self._in_thread, worker_id
         )
         self._cycles: asyncio.Queue[Cycle] = asyncio.Queue()
         self._last_cycle_id = 0
+        self._is_draining = False
 
     async def _in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
@@ -64,7 +79,7 @@ class Worker:
         )
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Work until ``stopping`` is set; then finish the cycle and write snapshots.
+        """Work until ``stopping`` is set; then finish what runs and write snapshots.
 
         Raises:
             FencedOut: this worker was declared dead; its process should start anew.
@@ -75,11 +90,21 @@ class Worker:
             stop_waiter = tasks.create_task(stopping.wait())
             while not stopping.is_set():
                 await self._turn(stop_waiter)
-            await self._keeper.snapshot_all()
+            await self.drain()
             for task in (beating, claiming):
                 task.cancel()
         await self._store.workers.retire(self._worker_id)
         self._thread.shutdown()
+
+    async def drain(self) -> None:
+        """Take no new cycle, let running samples finish in time, and write all states down."""
+        self._is_draining = True
+        await self._store.workers.report(self._worker_id, self._stats())
+        give_up_mono_s = self._clock.mono_s() + self._drain_s
+        while not self._engine.sampler.is_idle and self._clock.mono_s() < give_up_mono_s:
+            await self._decode()
+        await self._keeper.snapshot_all()
+        _log.info("worker drained", num_unfinished_samples=self._samples.num_running)
 
     async def run_until_idle(self) -> None:
         """Execute what is dispatched and decode until nothing is left (for tests)."""
@@ -89,6 +114,7 @@ class Worker:
                 self._last_cycle_id = cycle.cycle_id
                 await self._execute(cycle)
             elif self._engine.sampler.is_idle:
+                await self._keeper.snapshots_written()
                 return
             else:
                 await self._decode()
@@ -121,6 +147,7 @@ class Worker:
             round(self._engine.tokens_per_s, 1),
             max(0, self._engine.sampler.room_tokens),
             self._engine.sampler.max_kv_tokens,
+            self._is_draining,
         )
 
     async def _claim(self) -> None:

@@ -1,4 +1,4 @@
-"""A model's state from its last snapshot and its command log, and new snapshots in time.
+"""Which models' states are in memory: restored when needed, covered by snapshots, evicted.
 
 A worker holds state for a model only under the epoch of its assignment. Anything else, after a
 crash, a move or a fencing, is rebuilt: read the snapshot, replay the settled operations that
@@ -9,7 +9,8 @@ them independent of what shared the original cycles.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+import itertools
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,34 +18,44 @@ import structlog
 
 from cyclora_core import payload
 from cyclora_core.errors import ServerError, UserError
-from cyclora_core.ids import CheckpointPath
 from cyclora_core.operations import BODY_TYPES, Body, OperationKind, PassBody
 from cyclora_core.storage import Storage
 from cyclora_core.store import Store
 from cyclora_core.types import ModelRecord, PlannedModel, PlannedOperation
 from cyclora_workers.engine import Engine, Pass
+from cyclora_workers.snapshot_writer import SnapshotCopy, SnapshotWriter, Written
 
 _log = structlog.get_logger()
 
 _MAX_LOGGED_OPERATIONS = 512
 _MIN_TOKENS_PER_S = 100.0
+_OVERDUE = 2.0
+"""A log this many times too long to replay makes its model's cycle wait for the disk."""
 
 InThread = Callable[..., Awaitable[Any]]
 """Runs a function of the engine in its thread."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Held:
     """A model whose state is in memory."""
 
     epoch: int
     snapshot_seq_id: int
     applied_seq_id: int
+    last_use: int
     num_replay_tokens: int = 0
+    is_over: bool = False
+    """Nothing more is done with it here: another worker holds the model, or it has ended."""
+
+    @property
+    def is_covered(self) -> bool:
+        """Whether storage holds all that is in memory."""
+        return self.applied_seq_id <= self.snapshot_seq_id
 
 
 class ModelKeeper:
-    """Knows which models' states are in memory, restores others, and writes snapshots."""
+    """Knows which models' states are in memory, restores others, and has snapshots written."""
 
     def __init__(
         self,
@@ -53,15 +64,19 @@ class ModelKeeper:
         engine: Engine,
         in_thread: InThread,
         worker_id: str,
+        *,
         max_replay_s: float,
+        max_adapter_bytes: int,
     ) -> None:
         self._store = store
         self._storage = storage
         self._engine = engine
         self._in_thread = in_thread
-        self._worker_id = worker_id
         self._max_replay_s = max_replay_s
+        self._max_adapter_bytes = max_adapter_bytes
+        self._writer = SnapshotWriter(store, storage, worker_id)
         self._held: dict[str, _Held] = {}
+        self._uses = itertools.count()
 
     async def ensure(self, planned: PlannedModel) -> ModelRecord | None:
         """Have the model's state in memory; None when there is no such model any more."""
@@ -71,10 +86,16 @@ class ModelKeeper:
         held = self._held.get(planned.model_id)
         if held is None or held.epoch != planned.epoch:
             self.forget(planned.model_id)
-            await self._restore(record)
-            self._held[planned.model_id] = _Held(
-                planned.epoch, record.snapshot_seq_id, record.applied_seq_id
+            if not record.is_ended:
+                await self._restore(record)
+            held = self._held[planned.model_id] = _Held(
+                planned.epoch,
+                record.snapshot_seq_id,
+                record.applied_seq_id,
+                last_use=0,
+                is_over=record.is_ended,
             )
+        held.last_use = next(self._uses)
         return record
 
     def forget(self, model_id: str) -> None:
@@ -89,20 +110,21 @@ class ModelKeeper:
         held.num_replay_tokens += num_tokens
 
     async def _restore(self, record: ModelRecord) -> None:
-        if record.snapshot_seq_id >= 0:
-            folder = self._storage.snapshot_dir(record.model_id, record.snapshot_seq_id)
-            await self._in_thread(self._engine.read_snapshot, record.model_id, record.lora, folder)
+        model_id, seq_id = record.model_id, record.snapshot_seq_id
+        if seq_id >= 0:
+            folder = self._storage.snapshot_dir(model_id, seq_id, record.snapshot_epoch)
+            await self._in_thread(self._engine.read_snapshot, model_id, record.lora, folder)
         operations = await self._store.operations.replayable(
-            record.model_id, record.snapshot_seq_id + 1, record.applied_seq_id
+            model_id, seq_id + 1, record.applied_seq_id
         )
         for operation in operations:
             (data,) = await self._store.operations.bodies([operation.request_id])
-            await self._in_thread(self._replay, record.model_id, operation, data)
-        if operations or record.snapshot_seq_id >= 0:
+            await self._in_thread(self._replay, model_id, operation, data)
+        if operations or seq_id >= 0:
             _log.info(
                 "model restored",
-                model_id=record.model_id,
-                snapshot_seq_id=record.snapshot_seq_id,
+                model_id=model_id,
+                snapshot_seq_id=seq_id,
                 num_replayed=len(operations),
             )
 
@@ -119,56 +141,106 @@ class ModelKeeper:
         elif operation.kind is OperationKind.OPTIM_STEP:
             with contextlib.suppress(UserError):  # refused then, refused now, to the same effect
                 engine.optim_step(model_id, body)  # type: ignore[arg-type]
-        elif operation.kind is OperationKind.CREATE_MODEL:
-            engine.create(model_id, body.lora)  # type: ignore[union-attr]
         else:
-            load(engine, self._storage, model_id, body)
+            engine.create(model_id, body.lora)  # type: ignore[union-attr]
 
-    async def snapshot_if_due(self, model_ids: Sequence[str]) -> None:
-        """Write a snapshot of each model whose log has become long to replay."""
-        speed = max(self._engine.tokens_per_s, _MIN_TOKENS_PER_S)
-        for model_id in model_ids:
-            held = self._held.get(model_id)
-            if held is None:
-                continue
-            num_operations = held.applied_seq_id - held.snapshot_seq_id
-            replay_s = held.num_replay_tokens / speed
-            if replay_s > self._max_replay_s or num_operations > _MAX_LOGGED_OPERATIONS:
-                await self.snapshot(model_id)
-
-    async def snapshot_all(self) -> None:
-        """Write a snapshot of every model that settled anything since its last one."""
+    async def cycle_ended(self) -> None:
+        """Begin the snapshots that are due, and keep memory within its bound."""
         for model_id, held in list(self._held.items()):
-            if held.applied_seq_id > held.snapshot_seq_id:
-                await self.snapshot(model_id)
+            if held.is_over:
+                self.forget(model_id)
+        for model_id, held in list(self._held.items()):
+            cost = self._replay_cost(held)
+            if cost <= 1.0 or self._writer.is_writing(model_id):
+                continue
+            if self._writer.is_full:
+                if cost <= _OVERDUE:
+                    continue
+                await self._writer.wait_for_one()
+            await self._begin_snapshot(model_id, held)
+        await self._evict()
 
-    async def snapshot(self, model_id: str) -> None:
-        held = self._held[model_id]
+    def _replay_cost(self, held: _Held) -> float:
+        """What replaying a model's log would cost, in units of what it may."""
+        speed = max(self._engine.tokens_per_s, _MIN_TOKENS_PER_S)
+        num_operations = held.applied_seq_id - held.snapshot_seq_id
+        replay_s = held.num_replay_tokens / speed
+        return max(replay_s / self._max_replay_s, num_operations / _MAX_LOGGED_OPERATIONS)
+
+    async def _copy(self, model_id: str, held: _Held, seq_id: int) -> SnapshotCopy:
+        tensors = await self._in_thread(self._engine.export_state, model_id)
+        return SnapshotCopy(model_id, held.epoch, seq_id, tensors)
+
+    async def _begin_snapshot(self, model_id: str, held: _Held) -> None:
         if not self._engine.has(model_id):
             return  # its creation failed: there is no state
         if self._engine.has_part_of(model_id):
             return  # the gradient holds part of an unsettled pass, which would be run again
-        seq_id = held.applied_seq_id
-        folder = self._storage.snapshot_dir(model_id, seq_id)
-        try:
-            await self._in_thread(self._engine.write_snapshot, model_id, folder)
-        except OSError as error:
-            # Nothing is lost: the log is kept until a snapshot covers it. Tried again next cycle.
-            _log.error("snapshot failed", model_id=model_id, seq_id=seq_id, reason=str(error))
-            return
-        if not await self._store.models.record_snapshot(
-            model_id, self._worker_id, held.epoch, seq_id
-        ):
-            self.forget(model_id)
-            return
+        copy = await self._copy(model_id, held, held.applied_seq_id)
+        num_tokens = held.num_replay_tokens
+
+        def ended(written: Written) -> None:
+            held.is_over = held.is_over or written.is_fenced
+            if written.is_recorded and copy.seq_id > held.snapshot_seq_id:
+                held.snapshot_seq_id = copy.seq_id
+                held.num_replay_tokens -= num_tokens
+
+        self._writer.begin(copy, ended)
+
+    async def snapshots_written(self) -> None:
+        """Wait until the snapshots that were begun are on disk, or have failed."""
+        await self._writer.wait_for_all()
+
+    async def write_ahead(self, model_id: str, seq_id: int) -> None:
+        """Bring the state after an operation to disk before the operation settles.
+
+        Raises:
+            OSError: storage does not take it.
+        """
+        await self._writer.write_files(await self._copy(model_id, self._held[model_id], seq_id))
+
+    async def covered(self, model_id: str, seq_id: int) -> None:
+        """Note that an operation has settled with its snapshot, and drop the log behind it."""
+        held = self._held[model_id]
         held.snapshot_seq_id, held.num_replay_tokens = seq_id, 0
-        self._storage.delete_snapshots_before(model_id, seq_id)
-        _log.info("snapshot written", model_id=model_id, seq_id=seq_id)
+        await self._writer.wait_for(model_id)
+        await self._writer.record(model_id, held.epoch, seq_id)
 
+    async def end(self, model_id: str, seq_id: int) -> None:
+        """Delete all that an unloaded model has left: its state, log and snapshots."""
+        held = self._held[model_id]
+        self._engine.drop(model_id)
+        await self._writer.wait_for(model_id)
+        await self._writer.record(model_id, held.epoch, seq_id)
+        held.snapshot_seq_id, held.is_over = seq_id, True
+        await self._in_thread(self._storage.delete_snapshots, model_id)
 
-def load(engine: Engine, storage: Storage, model_id: str, body: Any) -> None:
-    folder = storage.checkpoint_dir(CheckpointPath.parse(body.path))
-    engine.load(model_id, body.lora, folder, optimizer=body.optimizer)
+    async def _evict(self) -> None:
+        """Write the states used longest ago to storage and drop them until the others fit."""
+        sizes = {model_id: self._engine.num_bytes(model_id) for model_id in self._held}
+        surplus = sum(sizes.values()) - self._max_adapter_bytes
+        for model_id, held in sorted(self._held.items(), key=lambda item: item[1].last_use):
+            if surplus <= 0:
+                return
+            if self._engine.has_part_of(model_id):
+                continue
+            await self._cover(model_id, held)
+            if held.is_covered or held.is_over:
+                self.forget(model_id)
+                surplus -= sizes[model_id]
+                _log.info("model evicted", model_id=model_id, num_bytes=sizes[model_id])
+
+    async def snapshot_all(self) -> None:
+        """Have storage hold every state in memory, so that the next worker replays nothing."""
+        for model_id, held in list(self._held.items()):
+            self._engine.undo_parts_of(model_id)
+            await self._cover(model_id, held)
+
+    async def _cover(self, model_id: str, held: _Held) -> None:
+        await self._writer.wait_for(model_id)
+        if not held.is_covered and not held.is_over:
+            await self._begin_snapshot(model_id, held)
+            await self._writer.wait_for(model_id)
 
 
 def decode_body(kind: OperationKind, data: bytes) -> Body:

@@ -39,6 +39,11 @@ class SampleDesk:
         self._worker_id = worker_id
         self._running: dict[str, tuple[PlannedSample, int]] = {}
 
+    @property
+    def num_running(self) -> int:
+        """Samples that were admitted and have not ended."""
+        return len(self._running)
+
     async def admit(self, samples: Sequence[PlannedSample]) -> None:
         """Hand new samples to the sampler; one that cannot run fails alone."""
         for sample in samples:
@@ -65,7 +70,8 @@ class SampleDesk:
             if checkpoint is None:
                 raise UserError(f"checkpoint {body.weights_path!r} was deleted or has expired")
             lora = checkpoint.lora
-            folder = self._storage.checkpoint_dir(CheckpointPath.parse(body.weights_path))
+            path = CheckpointPath.parse(body.weights_path)
+            folder = self._storage.checkpoint_dir(path, checkpoint.revision)
         await self._in_thread(self._engine.admit, request_id, body, lora, folder)
 
     async def settle(self, finished: Sequence[FinishedSample]) -> None:

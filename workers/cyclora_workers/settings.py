@@ -19,6 +19,13 @@ class WorkerSettings(BaseSettings):
     redis_url: str = "redis://127.0.0.1:6379/0"
     """Where the store is: ``redis://host:port/db`` or ``unix:///path/to/socket``."""
 
+    store_timeout_s: float = Field(default=20.0, ge=5.0, le=120.0)
+    """Seconds without an answer after which a connection to the store counts as dead.
+
+    Nothing is settled this long when the store's machine vanishes. Shorter than the largest
+    result takes to be transferred, it never gets through.
+    """
+
     key_prefix: str = "cyclora"
     """Prefix of every Redis key; deployments that share a Redis need different ones."""
 
@@ -66,9 +73,19 @@ class WorkerSettings(BaseSettings):
     max_cached_samplers: int = Field(default=64, ge=1)
     """Frozen adapter copies kept for sampling; others are read from storage again."""
 
+    max_adapter_bytes: int = Field(default=4 * 1024**3, ge=0)
+    """Memory for the states of adapters, in bytes; beyond it those used longest ago are written
+    to storage and read again when needed. The models of one cycle are in memory together, however
+    little this is; more than the machine has ends in out-of-memory."""
+
     max_replay_s: float = Field(default=20.0, gt=0.0)
-    """Seconds that replaying a model's log may take; a snapshot is written before it would exceed
+    """Seconds that replaying a model's log may take; a snapshot is begun when it would exceed
     them. Shorter recovers faster and writes more."""
+
+    drain_s: float = Field(default=15.0, ge=0.0)
+    """Seconds that running samples get to finish when the worker is told to stop; those that
+    have not finished then are begun anew by the next worker. Longer than the supervisor waits
+    before it kills gains nothing."""
 
     lease_s: float = Field(default=10.0, gt=0.0)
     """Seconds a worker may go silent before its work is given to another.

@@ -54,6 +54,12 @@ class UpOptions:
     base_models: Sequence[ServedModel] = (ServedModel(TINY_CHAT, TINY_CHAT),)
     dtype: str | None = None
     num_threads: int | None = None
+    store_memory_bytes: int | None = None
+    """Memory the store may take; None is a quarter of the machine's.
+
+    The server refuses new work from a part of it on, and says so. Little memory holds few waiting
+    requests and results; too much takes from the workers what they need.
+    """
     commands: Commands = field(default_factory=Commands)
 
     def __post_init__(self) -> None:

@@ -103,7 +103,9 @@ class _Machine:
     async def start(self, socket_path: Path, lock_descriptor: int) -> Summary:
         """Start everything and wait until all of it is ready."""
         options, folder, start = self._options, self._folder, self._supervisor.start
-        store = start(specs.store_spec(folder, socket_path, lock_descriptor))
+        store = start(
+            specs.store_spec(folder, socket_path, lock_descriptor, options.store_memory_bytes)
+        )
         self._store = [store]
         await store.ready.wait()
         redis_url = valkey.redis_url(socket_path)

@@ -14,8 +14,13 @@ from cyclora_client.up.probes import ReadyFile
 KEY_PREFIX = "cyclora"
 
 
-def store_spec(folder: DataFolder, socket_path: Path, lock_descriptor: int) -> ProcessSpec:
-    valkey.write_config(folder.valkey_config, folder.root, socket_path)
+def store_spec(
+    folder: DataFolder,
+    socket_path: Path,
+    lock_descriptor: int,
+    max_memory_bytes: int | None = None,
+) -> ProcessSpec:
+    valkey.write_config(folder.valkey_config, folder.root, socket_path, max_memory_bytes)
     return ProcessSpec(
         name="valkey",
         command=[valkey.find_binary(), str(folder.valkey_config)],

@@ -10,12 +10,14 @@ from urllib.parse import quote
 
 from cyclora_client.files import write_atomic
 from cyclora_client.up.errors import UpError
+from cyclora_client.up.memory import default_store_bytes
 from cyclora_client.up.probes import Report
 
 _PING_TIMEOUT_S = 0.5
 
 # Durability before speed: what was acknowledged must survive SIGKILL of every process, and
-# nothing may ever be evicted. Reachable through the socket only.
+# nothing may ever be evicted. Reachable through the socket only. A crash may tear the last write,
+# which nobody was told had happened: cut it off and go on, rather than wait for a person.
 _SETTINGS = {
     "port": "0",
     "unixsocketperm": "600",
@@ -24,8 +26,8 @@ _SETTINGS = {
     "save": "",
     "appendonly": "yes",
     "appendfsync": "always",
+    "aof-load-truncated": "yes",
     "aof-use-rdb-preamble": "yes",
-    "maxmemory": "0",
     "maxmemory-policy": "noeviction",
 }
 
@@ -54,9 +56,20 @@ def find_binary() -> str:
     )
 
 
-def write_config(path: Path, data: Path, socket_path: Path) -> None:
-    """Write the configuration as a file: arguments with spaces are split by older versions."""
-    settings = {**_SETTINGS, "dir": str(data), "unixsocket": str(socket_path)}
+def write_config(
+    path: Path, data: Path, socket_path: Path, max_memory_bytes: int | None = None
+) -> None:
+    """Write the configuration as a file: arguments with spaces are split by older versions.
+
+    There is always a limit to the store's memory, by default a quarter of the machine's: without
+    one the server could not refuse new work in time, and the kernel would end some process.
+    """
+    settings = {
+        **_SETTINGS,
+        "dir": str(data),
+        "unixsocket": str(socket_path),
+        "maxmemory": str(max_memory_bytes or default_store_bytes()),
+    }
     lines = [f"{name} {_quoted(value)}\n" for name, value in settings.items()]
     write_atomic(path, "".join(lines).encode())
 

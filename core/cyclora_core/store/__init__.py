@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from cyclora_core.clock import Clock, SystemClock
 from cyclora_core.store.checkpoints import Checkpoints
-from cyclora_core.store.connection import Connection
+from cyclora_core.store.connection import DEFAULT_TIMEOUT_S, Connection
 from cyclora_core.store.cycles import Cycles
 from cyclora_core.store.futures import Futures
+from cyclora_core.store.gaps import Gaps
+from cyclora_core.store.memory import Memory
 from cyclora_core.store.models import Models
 from cyclora_core.store.operations import Operations
 from cyclora_core.store.sessions import SamplingSessions, Sessions
@@ -31,22 +33,42 @@ class Store:
         self.base_models = BaseModels(connection)
         self.workers = Workers(connection)
         self.cycles = Cycles(connection)
+        self.gaps = Gaps(connection)
+        self.memory = Memory(connection)
 
     @classmethod
     async def open(
-        cls, redis_url: str, key_prefix: str = "cyclora", clock: Clock | None = None
+        cls,
+        redis_url: str,
+        key_prefix: str = "cyclora",
+        clock: Clock | None = None,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        patience_s: float = 0.0,
     ) -> Store:
         """Connect, and fail now rather than at the first request if nobody answers.
+
+        Units:
+            ``timeout_s``: seconds without an answer after which a connection counts as dead.
+            ``patience_s``: seconds that a change is repeated which the store refuses for want of
+            memory or disk; ``Connection.open`` says more about both.
 
         Raises:
             Unavailable: nothing answers at ``redis_url``.
         """
-        store = cls(Connection.open(redis_url, key_prefix, clock or SystemClock()))
+        connection = Connection.open(
+            redis_url,
+            key_prefix,
+            clock or SystemClock(),
+            timeout_s=timeout_s,
+            patience_s=patience_s,
+        )
+        store = cls(connection)
         await store.ping()
         return store
 
     async def ping(self) -> None:
-        await self._connection.client.ping()
+        await self._connection.ping()
 
     async def close(self) -> None:
         await self._connection.close()

@@ -24,6 +24,9 @@ from cyclora_core.waiting import (
     WorkerStats,
 )
 
+# Redis before 7 rounds less down to 0, which means for ever.
+_MIN_WAIT_S = 0.001
+
 
 class DispatchOutcome(StrEnum):
     """Why a cycle was not dispatched."""
@@ -48,9 +51,21 @@ class Cycles:
         args = [token, round(lease_s * 1000)]
         return bool(await self._connection.run("lead", [self._keys.leader()], args))
 
+    async def resign(self, token: str) -> bool:
+        """Stop leading, if we did, so that a standby need not wait for the lease to end."""
+        keys = [self._keys.leader(), self._keys.vacancy()]
+        return bool(await self._connection.run("resign", keys, [token]))
+
+    async def wait_for_vacancy(self, wait_s: float) -> None:
+        """Return when the leader resigned, or after ``wait_s``.
+
+        A standby must not wait for work: it would take the wake-up from the leader.
+        """
+        await self._redis.blpop([self._keys.vacancy()], timeout=max(wait_s, _MIN_WAIT_S))
+
     async def wait_for_work(self, wait_s: float) -> None:
         """Return when something was submitted or a worker became free, or after ``wait_s``."""
-        await self._redis.blpop([self._keys.wake()], timeout=wait_s)
+        await self._redis.blpop([self._keys.wake()], timeout=max(wait_s, _MIN_WAIT_S))
 
     async def workers(self) -> list[WorkerState]:
         return [
@@ -58,11 +73,12 @@ class Cycles:
                 status.worker_id,
                 status.base_model,
                 status.is_alive,
-                status.cycle_id is None,
+                status.cycle_id is None and not status.info["is_draining"],
                 WorkerStats(
                     status.info["tokens_per_s"],
                     status.info["free_sample_tokens"],
                     status.info["max_sample_tokens"],
+                    status.info["is_draining"],
                 ),
             )
             for status in await self._workers.list()
@@ -158,44 +174,60 @@ class Cycles:
         )
         return reply if isinstance(reply, int) else DispatchOutcome(reply.decode())
 
-    async def close_gaps(self, token: str, timeout_s: float) -> list[str]:
-        """Give up on requests missing for ``timeout_s``; returns the models that went on."""
+    async def gaps(self) -> dict[str, int]:
+        """The models with a gap, and the last seq_id in front of each gap.
+
+        The two together name a gap: when it is filled and another remains, that one is new.
+        """
         keys = self._keys
-        latest_ms = self._connection.clock.now_ms() - round(timeout_s * 1000)
-        rows = await self._redis.zrangebyscore(keys.gaps(), "-inf", latest_ms)
-        closed: list[str] = []
-        for model_id in [row.decode() for row in rows]:
-            held = sorted(int(row) for row in await self._redis.hkeys(keys.held(model_id)))
-            logged = await self._redis.hget(keys.model(model_id), "logged_seq_id")
-            requests = [ids.request_id(model_id, seq_id) for seq_id in held]
-            message = (
-                f"request {int(logged or -1) + 1} of this model did not arrive within "
-                f"{timeout_s:g} s; the ones sent after it were not run, and it can no longer be "
-                "sent: go on with the next request"
-            )
-            reply = await self._connection.run(
-                "close_gap",
-                [
-                    keys.leader(),
-                    keys.model(model_id),
-                    keys.log(model_id),
-                    keys.held(model_id),
-                    keys.gaps(),
-                    *(keys.future(request_id) for request_id in requests),
-                ],
-                [
-                    token,
-                    model_id,
-                    message,
-                    ErrorCategory.USER,
-                    FUTURE_TTL_MS,
-                    keys.settled_channel(),
-                    *(each for pair in zip(held, requests, strict=True) for each in pair),
-                ],
-            )
-            if reply == b"closed":
-                closed.append(model_id)
-        return closed
+        model_ids = [row.decode() for row in await self._redis.zrange(keys.gaps(), 0, -1)]
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for model_id in model_ids:
+                pipe.hget(keys.model(model_id), "logged_seq_id")
+            rows = await pipe.execute()
+        return {
+            model_id: int(row)
+            for model_id, row in zip(model_ids, rows, strict=True)
+            if row is not None
+        }
+
+    async def close_gap(
+        self, token: str, model_id: str, logged_seq_id: int, waited_s: float
+    ) -> bool:
+        """Give up on the request behind ``logged_seq_id``; true when the model went on.
+
+        False when we do not lead, or the gap is no longer what it was: look again.
+        """
+        keys = self._keys
+        held = sorted(int(row) for row in await self._redis.hkeys(keys.held(model_id)))
+        requests = [ids.request_id(model_id, seq_id) for seq_id in held]
+        message = (
+            f"request {logged_seq_id + 1} of this model did not arrive within {waited_s:g} s; the "
+            "ones sent after it were not run, and it can no longer be sent: go on with the next "
+            "request"
+        )
+        reply = await self._connection.run(
+            "close_gap",
+            [
+                keys.leader(),
+                keys.model(model_id),
+                keys.log(model_id),
+                keys.held(model_id),
+                keys.gaps(),
+                *(key for each in requests for key in (keys.future(each), keys.body(each))),
+            ],
+            [
+                token,
+                model_id,
+                message,
+                ErrorCategory.USER,
+                FUTURE_TTL_MS,
+                keys.settled_channel(),
+                logged_seq_id,
+                *(each for pair in zip(held, requests, strict=True) for each in pair),
+            ],
+        )
+        return reply == b"closed"
 
     async def bury(self, token: str, worker_id: str, base_model: str) -> bool:
         """Declare a worker dead whose lease ran out; true when it was."""

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
 
+import structlog
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from cyclora_core.errors import ErrorCategory
 from cyclora_core.operations import OperationKind
-from cyclora_core.records import Completion, Future, FutureState, OperationError
+from cyclora_core.records import (
+    ACKNOWLEDGED_KEPT_S,
+    FUTURE_KEPT_S,
+    Completion,
+    Future,
+    FutureState,
+    OperationError,
+)
 from cyclora_core.store.connection import Connection
 
-FUTURE_TTL_MS = 24 * 3600 * 1000
-"""How long a final future can be fetched; the SDK polls within seconds unless it is away."""
+FUTURE_TTL_MS = FUTURE_KEPT_S * 1000
+
+_ACKNOWLEDGED_TTL_MS = ACKNOWLEDGED_KEPT_S * 1000
 
 _CLONE_STRIDE = 1_000_000_000
 _RECONNECT_PAUSE_S = 0.2
+
+_log = structlog.get_logger()
 
 
 def clone_of(seq_id: int) -> int:
@@ -31,6 +45,7 @@ class Futures:
     def __init__(self, connection: Connection) -> None:
         self._redis = connection.client
         self._keys = connection.keys
+        self._timeout_s = connection.timeout_s
 
     async def get(self, request_id: str) -> Future | None:
         """The future as it stands; None when it is unknown or expired."""
@@ -60,22 +75,43 @@ class Futures:
         Yields "" first and after every reconnect: announcements may have been missed, so
         everything that is waited for must be looked at again.
         """
-        pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
-        try:
-            yield self._announcements(pubsub)
-        finally:
-            await pubsub.aclose()
+        async with aclosing(self._announcements()) as announcements:
+            yield announcements
 
-    async def _announcements(self, pubsub: object) -> AsyncIterator[str]:
-        channel: object = pubsub
+    async def _announcements(self) -> AsyncGenerator[str, None]:
         while True:
+            # A new one each time: redis-py would reconnect an old one by itself, unnoticed by us,
+            # and nobody would look again at what was announced in between.
+            pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
             try:
-                await channel.subscribe(self._keys.settled_channel())  # type: ignore[attr-defined]
+                await pubsub.subscribe(self._keys.settled_channel())
                 yield ""
-                async for message in channel.listen():  # type: ignore[attr-defined]
+                async with aclosing(self._messages(pubsub)) as messages:
+                    async for request_id in messages:
+                        yield request_id
+            except (RedisConnectionError, RedisTimeoutError, OSError) as error:
+                _log.warning("announcements interrupted", cause=str(error))
+            finally:
+                await pubsub.aclose()
+            await asyncio.sleep(_RECONNECT_PAUSE_S)
+
+    async def _messages(self, pubsub: Any) -> AsyncGenerator[str, None]:
+        """Announcements of one connection, until it is lost or has been silent for too long.
+
+        A subscriber only listens, so a peer that vanished without closing would never be noticed:
+        redis-py sends PINGs of its own here but does not miss their answers.
+        """
+        heard_s = time.monotonic()
+        while True:
+            message = await pubsub.get_message(timeout=self._timeout_s / 2)
+            if message is not None:
+                heard_s = time.monotonic()
+                if message["type"] == "message":
                     yield message["data"].decode()
-            except (RedisConnectionError, OSError):
-                await asyncio.sleep(_RECONNECT_PAUSE_S)
+            elif time.monotonic() - heard_s >= self._timeout_s:
+                raise RedisTimeoutError(f"nothing heard for {self._timeout_s:g} s")
+            else:
+                await pubsub.ping()
 
     async def completions(
         self, sampling_session_id: str, clone_id: int, prev_cursor: int
@@ -109,6 +145,3 @@ class Futures:
                 if state not in (None, FutureState.PENDING):
                     pipe.pexpire(self._keys.future(request_id), _ACKNOWLEDGED_TTL_MS)
             await pipe.execute()
-
-
-_ACKNOWLEDGED_TTL_MS = 10 * 60 * 1000

@@ -126,5 +126,8 @@ class Keys:
     def leader(self) -> str:
         return f"{self.prefix}:leader"
 
+    def vacancy(self) -> str:
+        return f"{self.prefix}:vacancy"
+
     def wake(self) -> str:
         return f"{self.prefix}:wake"

@@ -38,6 +38,7 @@ class Models:
     async def record_snapshot(self, model_id: str, worker_id: str, epoch: int, seq_id: int) -> bool:
         """Note that storage holds the state after ``seq_id`` and drop the log up to there.
 
+        Of a model that has ended the log is dropped the same way, with no state in its place.
         Returns False when the model was assigned to another worker meanwhile.
         """
         log_key = self._keys.log(model_id)
@@ -70,6 +71,7 @@ def new_model_fields(
         "logged_seq_id": -1,
         "applied_seq_id": -1,
         "snapshot_seq_id": -1,
+        "snapshot_epoch": 0,
         "worker_id": "",
         "epoch": 0,
     }
@@ -84,9 +86,12 @@ def model_record(model_id: str, fields: Mapping[str, str]) -> ModelRecord:
         lora=LoraConfig(**json.loads(fields["lora"])),
         created_at_ms=int(fields["created_at_ms"]),
         last_request_at_ms=int(fields.get("last_request_at_ms", fields["created_at_ms"])),
+        logged_seq_id=int(fields["logged_seq_id"]),
         applied_seq_id=int(fields["applied_seq_id"]),
         snapshot_seq_id=int(fields["snapshot_seq_id"]),
+        snapshot_epoch=int(fields["snapshot_epoch"]),
         worker_id=fields["worker_id"] or None,
         epoch=int(fields["epoch"]),
         user_metadata=json.loads(fields["user_metadata"]),
+        is_ended=fields.get("is_ended") == "1",
     )

@@ -16,11 +16,11 @@ from cyclora_core.store.futures import FUTURE_TTL_MS, clone_of
 from cyclora_core.store.models import new_model_fields
 from cyclora_core.types import PlannedOperation
 
-# What replaying a model's log needs again; the bodies of all others go when they settle.
+# What replaying a model's log needs again; the bodies of all others go when they settle. A
+# load_weights settles with its snapshot: the checkpoint it read may be gone when it is replayed.
 _REPLAYED_KINDS = frozenset(
     {
         OperationKind.CREATE_MODEL,
-        OperationKind.LOAD_WEIGHTS,
         OperationKind.FORWARD_BACKWARD,
         OperationKind.OPTIM_STEP,
     }
@@ -49,6 +49,8 @@ class Outcome:
     """Metered only when there is a result."""
     is_replayed: bool = True
     """Whether running the operation again is part of restoring its model's state."""
+    has_snapshot: bool = False
+    """Whether storage holds the model's state after this operation, written under its epoch."""
 
 
 class Operations:
@@ -233,6 +235,7 @@ class Operations:
                 model_id,
                 f"{operation.kind}_tokens",
                 outcome.num_tokens,
+                _mark(operation, outcome),
             ],
         )
         return _settle_outcome(reply.decode(), operation.request_id)
@@ -278,6 +281,12 @@ class Operations:
             ],
         )
         return _settle_outcome(reply.decode(), request_id)
+
+
+def _mark(operation: PlannedOperation, outcome: Outcome) -> str:
+    if operation.kind is OperationKind.UNLOAD_MODEL:
+        return "end"
+    return "snapshot" if outcome.has_snapshot else ""
 
 
 def _future_fields(submission: Submission) -> str:

@@ -72,6 +72,11 @@ async def list_workers(services: ServicesDep) -> Json:
     return {"workers": workers}
 
 
+@router.get("/capacity", summary="Room for new work, and why it is refused if it is")
+async def get_capacity(services: ServicesDep) -> Json:
+    return services.capacity.describe()
+
+
 @router.get("/base_models", summary="Base models as their workers describe them")
 async def list_base_models(services: ServicesDep) -> Json:
     return {"base_models": [base.to_json() for base in await services.store.base_models.list()]}

@@ -16,6 +16,7 @@ from cyclora_server import access, problems
 from cyclora_server.auth import Identity, IdentityDep, needs_key
 from cyclora_server.body import documented, json_body, offload
 from cyclora_server.services import Json, Services, ServicesDep
+from cyclora_server.submission import HOW_LONG_KEPT
 from cyclora_server.wire import bodies
 from cyclora_server.wire.encode import Encoded, encode_result
 
@@ -79,7 +80,7 @@ async def _missing(services: Services, identity: Identity, request_id: str) -> E
         await lookup(services, identity.tenant_id, owner_id)
     except NotFound:
         return NotFound(f"request {request_id[:200]!r} does not exist")
-    return Gone(f"the result of request {request_id!r} is no longer kept")
+    return Gone(f"the result of request {request_id!r} is no longer kept; {HOW_LONG_KEPT}")
 
 
 async def _queue_state(services: Services, future: Future) -> tuple[QueueState, str | None]:

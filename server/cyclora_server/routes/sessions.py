@@ -13,6 +13,7 @@ from cyclora_server import access
 from cyclora_server.auth import IdentityDep, needs_key
 from cyclora_server.body import documented, json_body
 from cyclora_server.services import Json, Services, ServicesDep
+from cyclora_server.submission import submit_unload
 from cyclora_server.wire import bodies
 
 router = APIRouter(prefix="/api/v1", tags=["sessions"], dependencies=needs_key)
@@ -63,6 +64,8 @@ async def session_heartbeat(
 @router.post(
     "/sessions/{session_id}/finish",
     summary="End a session; the first reason stands",
+    description="What was sent before is still run. Then the session's models end: their state is "
+    "dropped, and only checkpoints that were saved under a name are kept.",
     openapi_extra=documented(bodies.FinishSession),
 )
 async def finish_session(
@@ -74,7 +77,11 @@ async def finish_session(
     session = await access.owned_session(services, identity.tenant_id, session_id)
     if session.finished_reason is None:
         await services.store.sessions.finish(session_id, body.reason.type[:100])
-        await _discard_ephemeral_weights(services, session_id)
+    # Also when it is finished again: the first time may have been cut off half-way.
+    await _discard_ephemeral_weights(services, session_id)
+    for model_id in await services.store.models.of_session(session_id):
+        model = await access.owned_model(services, identity.tenant_id, model_id)
+        await submit_unload(services, model)
     return {}
 
 

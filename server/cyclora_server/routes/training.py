@@ -6,16 +6,22 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
 
-from cyclora_core import ids, payload
+from cyclora_core import ids
 from cyclora_core.operations import CreateModelBody, OperationKind
-from cyclora_core.payload import Payload
 from cyclora_core.records import NewModel
 from cyclora_core.types import BaseModelInfo, ModelRecord
 from cyclora_server import access, validate
 from cyclora_server.auth import Identity, IdentityDep, needs_key
 from cyclora_server.body import documented, json_body, offload, read_body
 from cyclora_server.services import Json, Services, ServicesDep
-from cyclora_server.submission import Draft, Target, derived_seed, submit, submit_for_model
+from cyclora_server.submission import (
+    Draft,
+    Target,
+    derived_seed,
+    submit,
+    submit_for_model,
+    submit_unload,
+)
 from cyclora_server.validate_pass import check_pass
 from cyclora_server.wire import bodies, decode
 from cyclora_server.wire.decode import PassRequest
@@ -154,16 +160,5 @@ async def unload_model(
     services: ServicesDep,
 ) -> Json:
     model = await access.owned_model(services, identity.tenant_id, body.model_id)
-
-    async def draft(_model: ModelRecord, _base: BaseModelInfo) -> Draft:
-        return Draft(payload.encode(Payload({}, {})))
-
-    return await submit_for_model(
-        services,
-        identity,
-        model_id=model.model_id,
-        # These SDKs do not number this request; they send it when everything else has finished.
-        seq_id=body.seq_id or model.applied_seq_id + 1,
-        kind=OperationKind.UNLOAD_MODEL,
-        draft=draft,
-    )
+    # SDKs before 0.26 do not number this request; they send it when everything else has finished.
+    return await submit_unload(services, model, body.seq_id or None)

@@ -5,7 +5,8 @@ import pytest
 from tinker import types
 
 from cyclora_core import ids
-from server.double import MODEL, SAMPLER, SESSION, STRANGER_KEY, TENANT, StoreDouble
+from cyclora_core.operations import OperationKind
+from server.double import MODEL, SAMPLER, SESSION, STRANGER_KEY, TENANT, StoreDouble, model_record
 
 
 async def test_a_session_is_opened_for_the_tenant_of_the_key(
@@ -88,3 +89,29 @@ async def test_another_tenants_session_looks_missing(
 
     assert answer.status_code == 404
     assert answer.json() == {"detail": f"session {SESSION!r} does not exist"}
+
+
+async def test_finishing_a_session_ends_its_models_after_what_was_sent_before(
+    client: httpx.AsyncClient, store: StoreDouble
+) -> None:
+    store.models.records[MODEL] = model_record(logged_seq_id=6, applied_seq_id=4)
+
+    answer = await client.post(
+        f"/api/v1/sessions/{SESSION}/finish", json={"reason": {"type": "success"}}
+    )
+
+    assert answer.status_code == 200
+    assert store.submitted(f"{MODEL}:7").kind is OperationKind.UNLOAD_MODEL
+
+
+async def test_a_session_finished_twice_ends_its_models_once(
+    client: httpx.AsyncClient, store: StoreDouble
+) -> None:
+    for is_ended in (False, True):
+        store.models.records[MODEL] = model_record(logged_seq_id=6, is_ended=is_ended)
+        body = {"reason": {"type": "success"}}
+        assert (
+            await client.post(f"/api/v1/sessions/{SESSION}/finish", json=body)
+        ).status_code == 200
+
+    assert len(store.operations.submissions) == 1

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import httpx
@@ -18,7 +19,7 @@ from cyclora_core.operations import CreateModelBody, OperationKind, OptimStepBod
 from cyclora_core.records import Submission
 from cyclora_server.submission import derived_seed
 from cyclora_server.wire import schema
-from server.double import BASE, MODEL, SESSION, STRANGER_KEY, TENANT, StoreDouble
+from server.double import BASE, MODEL, SESSION, STRANGER_KEY, TENANT, StoreDouble, model_record
 
 PROTOBUF = {"Content-Type": "application/x-protobuf"}
 CREATE = {
@@ -305,3 +306,46 @@ async def test_a_base_model_that_no_worker_described_yet_is_worth_another_try(
     store.base_models.records.clear()
 
     assert (await client.post("/api/v1/optim_step", json=STEP)).status_code == 503
+
+
+async def test_a_model_that_has_ended_takes_no_more_requests_but_answers_retries(
+    client: httpx.AsyncClient, store: StoreDouble
+) -> None:
+    before = await client.post("/api/v1/optim_step", json=STEP)
+    store.models.records[MODEL] = model_record(is_ended=True)
+
+    retry = await client.post("/api/v1/optim_step", json=STEP)
+    late = await client.post("/api/v1/optim_step", json=STEP | {"seq_id": 3})
+
+    assert retry.json() == before.json()
+    assert late.status_code == 410
+    assert "unloaded" in late.json()["detail"]
+
+
+async def test_unloading_a_model_twice_gives_the_promise_of_the_first_time(
+    client: httpx.AsyncClient, store: StoreDouble
+) -> None:
+    first = await client.post("/api/v1/unload_model", json={"model_id": MODEL})
+    store.models.records[MODEL] = model_record(is_ended=True, applied_seq_id=1, logged_seq_id=1)
+
+    again = await client.post("/api/v1/unload_model", json={"model_id": MODEL})
+
+    assert again.json() == first.json()
+
+
+async def test_unloading_goes_behind_a_request_that_took_its_number(
+    client: httpx.AsyncClient, store: StoreDouble
+) -> None:
+    await client.post("/api/v1/optim_step", json=STEP | {"seq_id": 1})
+    real = store.models.get
+    looks = iter((0, 0, 1))
+
+    async def get(model_id: str) -> Any:
+        record = await real(model_id)
+        return dataclasses.replace(record, logged_seq_id=next(looks)) if record else None
+
+    store.models.get = get  # type: ignore[method-assign]
+
+    answer = await client.post("/api/v1/unload_model", json={"model_id": MODEL})
+
+    assert answer.json()["request_id"] == f"{MODEL}:2"

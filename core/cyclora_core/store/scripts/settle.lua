@@ -4,6 +4,8 @@
 -- ARGV: 1 worker_id  2 epoch  3 seq_id  4 state  5 result  6 error_message  7 error_category
 --       8 future_ttl_ms  9 keep_body (1 or 0)  10 settled channel  11 request_id  12 model_id
 --       13 usage field  14 usage tokens
+--       15 mark: "snapshot" when storage holds the state after this operation, "end" when the
+--          model ends with it, else ""
 -- Returns: "settled", "already", "fenced" or "out_of_order".
 -- Atomic because the result, the applied seq_id and the metered usage must agree whatever dies;
 -- the epoch check keeps a worker that was declared dead from settling anything.
@@ -23,6 +25,12 @@ redis.call('HSET', KEYS[3], 'state', ARGV[4])
 if ARGV[4] == 'done' then
   redis.call('HSET', KEYS[3], 'result', ARGV[5])
   redis.call('HINCRBY', KEYS[8], ARGV[13], ARGV[14])
+  -- In the same step: what is replayed from now on must not depend on what the operation read.
+  if ARGV[15] == 'snapshot' then
+    redis.call('HSET', KEYS[1], 'snapshot_seq_id', seq, 'snapshot_epoch', ARGV[2])
+  elseif ARGV[15] == 'end' then
+    redis.call('HSET', KEYS[1], 'is_ended', 1)
+  end
 else
   redis.call('HSET', KEYS[3], 'error_message', ARGV[6], 'error_category', ARGV[7])
   if ARGV[9] == '0' then redis.call('SADD', KEYS[7], seq) end

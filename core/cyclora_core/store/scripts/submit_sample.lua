@@ -3,12 +3,14 @@
 --       6 completions (zset)
 -- ARGV: 1 digest  2 entry (JSON)  3 body  4 tenant_id  5 future fields (JSON object)
 --       6 future_ttl_ms  7 settled channel  8 request_id
--- Returns: "accepted", "duplicate" or "conflict".
+-- Returns: "accepted", "duplicate", "conflict" or "expired".
 -- Atomic because a future that is in no queue would never end.
 local known = redis.call('HGET', KEYS[1], 'digest')
 if known then
   return known == ARGV[1] and 'duplicate' or 'conflict'
 end
+-- It ran, and its future is no longer kept: a late retry must not run it again.
+if redis.call('ZSCORE', KEYS[6], ARGV[8]) then return 'expired' end
 local future = cjson.decode(ARGV[5])
 for name, value in pairs(future) do
   redis.call('HSET', KEYS[1], name, value)

@@ -1,0 +1,168 @@
+"""Saving over a checkpoint: whoever reads it finds the old files or the new ones, never none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cyclora_core import ids, payload
+from cyclora_core.clock import ManualClock
+from cyclora_core.ids import CheckpointKind, CheckpointPath
+from cyclora_core.operations import (
+    LoadWeightsBody,
+    OperationKind,
+    SampleBody,
+    SampleResult,
+    SamplingParams,
+    SaveWeightsBody,
+)
+from cyclora_core.store import Store
+from cyclora_core.store.checkpoints import Checkpoints
+from cyclora_workers.base_model import BaseModel
+from workers.builders import cross_entropy, load, qwen3
+from workers.harness import LORA, SESSION_ID, Harness, run_steps
+
+MODEL = ids.model_id(SESSION_ID, 0)
+PATH = CheckpointPath(MODEL, CheckpointKind.TRAINING, "kept")
+SAMPLER_PATH = CheckpointPath(MODEL, CheckpointKind.SAMPLER, "kept")
+
+
+@pytest.fixture(scope="module")
+def base_model(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
+    return load(qwen3(), tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+async def harness(
+    store: Store, clock: ManualClock, tmp_path: Path, base_model: BaseModel
+) -> Harness:
+    made = Harness(store, clock, tmp_path, base_model)
+    await made.start_worker()
+    return made
+
+
+async def save_over(harness: Harness, path: CheckpointPath = PATH) -> str:
+    kinds = {
+        CheckpointKind.TRAINING: OperationKind.SAVE_WEIGHTS,
+        CheckpointKind.SAMPLER: OperationKind.SAVE_WEIGHTS_FOR_SAMPLER,
+    }
+    body = SaveWeightsBody(str(path), overwrite=True)
+    return await harness.submit(kinds[path.kind], body, tenant_id="tenant-0")
+
+
+async def forward(harness: Harness, model: int) -> list[float]:
+    request = await harness.submit(
+        OperationKind.FORWARD, cross_entropy([12], seed=40), model=model, tenant_id="tenant-0"
+    )
+    await harness.run_until_idle()
+    return (await harness.pass_result(request)).logprobs[0].tolist()
+
+
+async def loaded_into_another(harness: Harness, model: int) -> list[float]:
+    """Logprobs of a new model that has loaded the checkpoint."""
+    await harness.create(model, tenant="tenant-0")
+    body = LoadWeightsBody(str(PATH), False, harness.base_model.name, LORA)
+    await harness.submit(OperationKind.LOAD_WEIGHTS, body, model=model, tenant_id="tenant-0")
+    return await forward(harness, model)
+
+
+def folders(harness: Harness) -> list[str]:
+    parent = harness.storage.checkpoint_dir(PATH, "0").parent
+    return sorted(child.name for child in parent.iterdir())
+
+
+async def test_a_save_cut_off_before_its_record_leaves_the_old_checkpoint_in_place(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await run_steps(harness, 0, num_steps=1)
+    await save_over(harness)
+    before = await forward(harness, 0)
+    await harness.train(cross_entropy([9], seed=7), 0, "tenant-0")
+    await save_over(harness)
+
+    async def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "put", killed)
+        with pytest.raises(KeyboardInterrupt):
+            await harness.run_until_idle()
+    checkpoint = await harness.store.checkpoints.get(str(PATH))
+    assert checkpoint is not None
+    assert folders(harness) == sorted([checkpoint.revision, "7"])
+    await harness.start_worker()
+    await harness.scheduler.tick()  # the cycle that saves again waits; another worker would load
+    worker: Any = harness.workers[-1]
+    worker._engine.create("probe", LORA)
+    folder = harness.storage.checkpoint_dir(PATH, checkpoint.revision)
+    worker._engine.load("probe", LORA, folder, optimizer=True)
+
+    await harness.run_until_idle()
+    after = await forward(harness, 0)
+
+    assert await loaded_into_another(harness, 1) == after != before
+    assert folders(harness) == ["7"]
+
+
+async def test_a_save_that_was_complete_but_not_settled_is_not_written_again(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await run_steps(harness, 0, num_steps=1)
+    await save_over(harness)
+    real = Checkpoints.put
+
+    async def recorded_then_killed(self: Checkpoints, checkpoint: Any) -> None:
+        await real(self, checkpoint)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "put", recorded_then_killed)
+        with pytest.raises(KeyboardInterrupt):
+            await harness.run_until_idle()
+    first = await harness.store.checkpoints.get(str(PATH))
+    assert first is not None
+    folder = harness.storage.checkpoint_dir(PATH, first.revision)
+    written = folder.stat().st_mtime_ns
+    await harness.start_worker()
+
+    await harness.run_until_idle()
+
+    again = await harness.store.checkpoints.get(str(PATH))
+    assert again is not None
+    assert again.num_bytes == first.num_bytes
+    assert folder.stat().st_mtime_ns == written
+
+
+async def sampled(harness: Harness) -> list[int]:
+    params = SamplingParams(max_tokens=12, seed=11, stop_on_eos=False)
+    body = SampleBody(np.array([5, 6, 7], np.int32), 1, params, str(SAMPLER_PATH))
+    owner = ids.sampling_session_id(SESSION_ID, 0)
+    request = await harness.submit(OperationKind.SAMPLE, body, owner_id=owner)
+    await harness.run_until_idle()
+    future = await harness.future(request)
+    assert future.result is not None, future.error
+    (sequence,) = SampleResult.from_payload(payload.decode(future.result)).sequences
+    return sequence.tokens.tolist()
+
+
+async def test_samples_of_a_replaced_checkpoint_use_its_new_weights_on_every_worker(
+    harness: Harness,
+) -> None:
+    await run_steps(harness, 0, num_steps=1)
+    await save_over(harness, SAMPLER_PATH)
+    await harness.run_until_idle()
+    old = await sampled(harness)
+    cached: Any = harness.workers[-1]
+    await harness.start_worker()
+    await harness.train(cross_entropy([90], seed=7), 0, "tenant-0")
+    await save_over(harness, SAMPLER_PATH)
+    await harness.run_until_idle()
+    new = await sampled(harness)
+    assert new != old
+    harness.workers.append(cached)  # it is back, with the old weights in its memory
+    await cached.register()
+
+    assert await sampled(harness) == new
