@@ -153,6 +153,12 @@ class Submission:
     datum_tokens: Sequence[int] = ()
     error: OperationError | None = None
     new_model: NewModel | None = None
+    sent: bytes = b""
+    """The request as its client sent it, by which a retry is recognised; empty: the body itself.
+
+    What we make of a request may depend on what else exists at the time, such as the checkpoint it
+    names; a retry must find its future whatever has happened since.
+    """
 
 
 class SubmitOutcome(StrEnum):

@@ -58,6 +58,8 @@ class Target:
     seq_id: int
     kind: OperationKind
     base_model: str
+    sent: bytes
+    """The request's body as it came, by which a retry is recognised."""
 
     @property
     def request_id(self) -> str:
@@ -78,6 +80,7 @@ class Target:
             datum_tokens=draft.datum_tokens,
             error=error,
             new_model=new_model,
+            sent=self.sent,
         )
 
 
@@ -88,6 +91,7 @@ async def submit_for_model(
     model_id: str,
     seq_id: int,
     kind: OperationKind,
+    sent: bytes,
     draft: Callable[[ModelRecord, BaseModelInfo], Awaitable[Draft]],
 ) -> Json:
     """Submit a numbered request of an existing model.
@@ -103,7 +107,7 @@ async def submit_for_model(
             "a checkpoint if there is one"
         )
     base = await access.base_model_of(services, model.base_model)
-    target = Target(identity.tenant_id, model_id, seq_id, kind, model.base_model)
+    target = Target(identity.tenant_id, model_id, seq_id, kind, model.base_model, sent)
     return await submit_draft(services, target, lambda: draft(model, base))
 
 
@@ -119,9 +123,8 @@ async def submit_draft(
     try:
         submission = target.submission(await draft())
     except UserError as error:
-        # The message stands in for the body: the same bad body sent again is the same request.
         failed = OperationError(str(error), error.category)
-        submission = target.submission(Draft(str(error).encode()), failed)
+        submission = target.submission(Draft(b""), failed)
     return await submit(services, submission)
 
 
@@ -198,6 +201,7 @@ async def submit_unload(services: Services, model: ModelRecord, seq_id: int | No
             next_seq_id,
             OperationKind.UNLOAD_MODEL,
             model.base_model,
+            sent=draft.body,
         )
         try:
             return await submit(services, target.submission(draft))
@@ -218,8 +222,7 @@ def promise(request_id: str) -> Json:
 async def is_first_try(services: Services, request_id: str) -> bool:
     """Whether no future stands behind this request yet.
 
-    Checks against what the request itself changes, such as a checkpoint's name being taken, hold
-    for the first try only: a retry must find its future and not be refused by its own effect.
+    What is refused with a 4xx is refused at the first try only: a retry must find its future.
     """
     return await services.store.futures.get(request_id) is None
 

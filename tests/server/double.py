@@ -230,7 +230,7 @@ class Operations:
             return SubmitOutcome.EXPIRED
         earlier = self.submissions.get(request_id)
         if earlier is not None:
-            is_same = earlier.body == submission.body
+            is_same = earlier.sent == submission.sent
             return SubmitOutcome.DUPLICATE if is_same else SubmitOutcome.CONFLICT
         self.submissions[request_id] = submission
         self._futures.records[request_id] = Future(

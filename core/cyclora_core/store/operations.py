@@ -64,7 +64,8 @@ class Operations:
 
     async def submit(self, submission: Submission) -> SubmitOutcome:
         """Record an operation; sending the same one again changes nothing."""
-        digest = hashlib.sha256(submission.kind.encode() + b"\0" + submission.body).hexdigest()
+        sent = submission.sent or submission.body
+        digest = hashlib.sha256(submission.kind.encode() + b"\0" + sent).hexdigest()
         if submission.kind is OperationKind.SAMPLE:
             return await self._submit_sample(submission, digest)
         return await self._submit_to_model(submission, digest)

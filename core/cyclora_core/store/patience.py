@@ -17,9 +17,10 @@ from cyclora_core.errors import Unavailable
 
 _T = TypeVar("_T")
 
-RECONNECT_S = 30.0
+RECONNECT_S = 15.0
 """Seconds that every call goes on after it first failed to reach the store: a restart with its
-append-only file is then a pause and no error."""
+append-only file is then a pause and no error. With the longest hold of a poll before it, still less
+than the 45 seconds after which the SDK takes a server for dead."""
 
 _BACKOFF_BASE_S = 0.02
 _BACKOFF_CAP_S = 1.0

@@ -114,6 +114,7 @@ async def asample(request: Request, identity: IdentityDep, services: ServicesDep
         numbered.seq_id,
         OperationKind.SAMPLE,
         base.name,
+        sent=raw,
     )
 
     async def draft() -> Draft:

@@ -48,7 +48,8 @@ async def create_model(
     base = await access.served_base_model(services, body.base_model)
     validate.check_optimizer(body.optimizer_config.type)
     model_id = ids.model_id(body.session_id, body.model_seq_id)
-    target = Target(identity.tenant_id, model_id, 0, OperationKind.CREATE_MODEL, base.name)
+    sent = body.model_dump_json().encode()
+    target = Target(identity.tenant_id, model_id, 0, OperationKind.CREATE_MODEL, base.name, sent)
     lora = validate.lora_config(body.lora_config, base, derived_seed(target.request_id))
     draft = Draft.of(CreateModelBody(base.name, lora))
     new_model = NewModel(body.session_id, lora, body.user_metadata)
@@ -91,7 +92,7 @@ async def forward_backward(request: Request, identity: IdentityDep, services: Se
     else:
         kind = OperationKind.FORWARD_BACKWARD
         sent = await offload(len(raw), decode.pass_from_json, raw, "forward_backward_input", kind)
-    return await _submit_pass(services, identity, sent, len(raw))
+    return await _submit_pass(services, identity, sent, raw)
 
 
 @router.post("/forward", summary="Logprobs without gradients, as SDKs before 0.25 ask for them")
@@ -100,11 +101,11 @@ async def forward(request: Request, identity: IdentityDep, services: ServicesDep
     sent = await offload(
         len(raw), decode.pass_from_json, raw, "forward_input", OperationKind.FORWARD
     )
-    return await _submit_pass(services, identity, sent, len(raw))
+    return await _submit_pass(services, identity, sent, raw)
 
 
 async def _submit_pass(
-    services: Services, identity: Identity, sent: PassRequest, num_bytes: int
+    services: Services, identity: Identity, sent: PassRequest, raw: bytes
 ) -> Json:
     budget = Budget(services.settings.max_decoded_bytes)
 
@@ -115,7 +116,7 @@ async def _submit_pass(
         return Draft.of(body, sum(datum_tokens), datum_tokens)
 
     async def draft(_model: ModelRecord, base: BaseModelInfo) -> Draft:
-        return await offload(num_bytes, make, base)
+        return await offload(len(raw), make, base)
 
     return await submit_for_model(
         services,
@@ -123,6 +124,7 @@ async def _submit_pass(
         model_id=sent.model_id,
         seq_id=sent.seq_id,
         kind=sent.kind,
+        sent=raw,
         draft=draft,
     )
 
@@ -133,7 +135,8 @@ async def _submit_pass(
     openapi_extra=documented(bodies.OptimStep),
 )
 async def optim_step(request: Request, identity: IdentityDep, services: ServicesDep) -> Json:
-    value = read_json(await read_body(request, services.settings))
+    raw = await read_body(request, services.settings)
+    value = read_json(raw)
     numbered = parse(bodies.Numbered, value)
 
     async def draft(_model: ModelRecord, _base: BaseModelInfo) -> Draft:
@@ -145,6 +148,7 @@ async def optim_step(request: Request, identity: IdentityDep, services: Services
         model_id=numbered.model_id,
         seq_id=numbered.seq_id,
         kind=OperationKind.OPTIM_STEP,
+        sent=raw,
         draft=draft,
     )
 

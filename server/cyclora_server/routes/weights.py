@@ -37,7 +37,8 @@ router = APIRouter(prefix="/api/v1", tags=["weights"], dependencies=needs_key)
     openapi_extra=documented(bodies.SaveWeights),
 )
 async def save_weights(request: Request, identity: IdentityDep, services: ServicesDep) -> Json:
-    value = read_json(await read_body(request, services.settings))
+    raw = await read_body(request, services.settings)
+    value = read_json(raw)
     numbered = parse(bodies.Numbered, value)
 
     async def draft(_model: ModelRecord, _base: BaseModelInfo) -> Draft:
@@ -50,6 +51,7 @@ async def save_weights(request: Request, identity: IdentityDep, services: Servic
         model_id=numbered.model_id,
         seq_id=numbered.seq_id,
         kind=OperationKind.SAVE_WEIGHTS,
+        sent=raw,
         draft=draft,
     )
 
@@ -62,7 +64,8 @@ async def save_weights(request: Request, identity: IdentityDep, services: Servic
 async def save_weights_for_sampler(
     request: Request, identity: IdentityDep, services: ServicesDep
 ) -> Json:
-    value = read_json(await read_body(request, services.settings))
+    raw = await read_body(request, services.settings)
+    value = read_json(raw)
     numbered = parse(bodies.Numbered, value)
 
     async def draft(model: ModelRecord, _base: BaseModelInfo) -> Draft:
@@ -78,6 +81,7 @@ async def save_weights_for_sampler(
         model_id=numbered.model_id,
         seq_id=numbered.seq_id,
         kind=OperationKind.SAVE_WEIGHTS_FOR_SAMPLER,
+        sent=raw,
         draft=draft,
     )
 
@@ -90,9 +94,7 @@ async def _named_save(
     path = str(CheckpointPath(body.model_id, kind, name))
     if not body.overwrite:
         earlier = await services.store.checkpoints.get(path)
-        request_id = ids.request_id(body.model_id, body.seq_id)
-        is_taken = earlier is not None and not access.is_expired(services, earlier)
-        if is_taken and await is_first_try(services, request_id):
+        if earlier is not None and not access.is_expired(services, earlier):
             raise UserError(
                 f"checkpoint {path!r} exists; choose another name, delete it, or set overwrite"
             )
@@ -125,10 +127,11 @@ def _ephemeral_save(
     openapi_extra=documented(bodies.LoadWeights),
 )
 async def load_weights(request: Request, identity: IdentityDep, services: ServicesDep) -> Json:
-    value = read_json(await read_body(request, services.settings))
+    raw = await read_body(request, services.settings)
+    value = read_json(raw)
     if isinstance(value, dict) and "session_id" in value and value["session_id"] is not None:
         body = parse(bodies.LoadWeights, value)
-        return await _create_via_load(services, identity, body)
+        return await _create_via_load(services, identity, body, raw)
     numbered = parse(bodies.Numbered, value)
 
     async def draft(model: ModelRecord, base: BaseModelInfo) -> Draft:
@@ -147,12 +150,13 @@ async def load_weights(request: Request, identity: IdentityDep, services: Servic
         model_id=numbered.model_id,
         seq_id=numbered.seq_id,
         kind=OperationKind.LOAD_WEIGHTS,
+        sent=raw,
         draft=draft,
     )
 
 
 async def _create_via_load(
-    services: Services, identity: Identity, body: bodies.LoadWeights
+    services: Services, identity: Identity, body: bodies.LoadWeights, raw: bytes
 ) -> Json:
     """A new model whose seq_id 0 is this load; refused like create_model, with a 4xx."""
     if body.session_id is None or body.model_seq_id is None or body.model_id is not None:
@@ -169,7 +173,7 @@ async def _create_via_load(
     checkpoint = await _training_checkpoint(services, identity, body, body.base_model)
     await access.served_base_model(services, checkpoint.base_model)
     target = Target(
-        identity.tenant_id, model_id, 0, OperationKind.LOAD_WEIGHTS, checkpoint.base_model
+        identity.tenant_id, model_id, 0, OperationKind.LOAD_WEIGHTS, checkpoint.base_model, raw
     )
     new_model = NewModel(body.session_id, checkpoint.lora, body.user_metadata)
     draft = Draft.of(_load_body(body, checkpoint))
