@@ -150,6 +150,19 @@ async def test_a_buried_worker_cannot_renew_its_lease(store: Store) -> None:
     assert not await store.workers.renew("worker-1", 30)
 
 
+async def test_nothing_a_buried_worker_says_brings_it_back(store: Store) -> None:
+    await add_worker(store)
+    await add_worker(store, "worker-2", "worker")
+    await store.cycles.lead("t", 30)
+    await store.cycles.bury("t", "worker-1", BASE_MODEL)
+
+    await store.workers.report("worker-1", WorkerStats())
+    await store.workers.release("worker-1", 1, WorkerStats())
+
+    assert not await store.workers.renew("worker-1", 30)
+    assert [status.worker_id for status in await store.workers.list()] == ["worker-2"]
+
+
 async def test_a_model_dispatched_from_an_outdated_look_is_stale(store: Store) -> None:
     await add_worker(store)
     await add_worker(store, "worker-2", "other")

@@ -117,11 +117,8 @@ class Workers:
 
     async def report(self, worker_id: str, stats: WorkerStats) -> None:
         """Say that room for samples changed, so that waiting ones are looked at again."""
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hset(self._keys.worker(worker_id), "stats", codec.dump(stats))
-            pipe.lpush(self._keys.wake(), 1)
-            pipe.ltrim(self._keys.wake(), 0, 0)
-            await pipe.execute()
+        keys = [self._keys.worker(worker_id), self._keys.wake()]
+        await self._connection.run("report", keys, [codec.dump(stats)])
 
     async def list(self) -> list[WorkerStatus]:
         ids = sorted(row.decode() for row in await self._redis.smembers(self._keys.workers()))
