@@ -19,12 +19,14 @@ SCALING = 0.3
 HEADS, KV_HEADS, HEAD_SIZE = 4, 2, 16
 
 
-def random_heads(num_rows: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+def random_heads(
+    num_rows: int, seed: int = 0, head_size: int = HEAD_SIZE
+) -> tuple[Tensor, Tensor, Tensor]:
     """Laid out as a model's projections are: tokens first, then viewed as heads first."""
     generator = torch.Generator().manual_seed(seed)
 
     def heads(count: int) -> Tensor:
-        shape = (num_rows, count, HEAD_SIZE)
+        shape = (num_rows, count, head_size)
         return torch.randn(shape, generator=generator).transpose(0, 1)
 
     return heads(HEADS), heads(KV_HEADS), heads(KV_HEADS)
@@ -80,12 +82,15 @@ def test_gradients_equal_those_of_the_reference(window: int | None) -> None:
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("head_size", [HEAD_SIZE, 8, 5])
 @pytest.mark.parametrize("window", [None, 7])
-def test_a_sequence_has_the_same_bits_alone_and_among_equally_long_ones(
-    window: int | None,
+def test_a_sequence_has_the_same_bits_alone_and_among_others(
+    window: int | None, head_size: int
 ) -> None:
-    lengths = [3, 40, 40, 40, 17]
-    heads = random_heads(sum(lengths))
+    """Heads of 5 elements lie at other addresses beside others; 31 tokens with heads of 8 let the
+    bits depend on the thread in a call that equal lengths share."""
+    lengths = [3, 40, 31, 31, 31, 17]
+    heads = random_heads(sum(lengths), head_size=head_size)
     together = tuple(tensor.clone().requires_grad_() for tensor in heads)
     attended_TNH = attend(lengths, together, window)
     weights_TNH = torch.randn(attended_TNH.shape)

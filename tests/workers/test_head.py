@@ -160,6 +160,30 @@ def test_the_chunk_size_changes_no_bit() -> None:
             assert torch.equal(ours.loss_sum, theirs.loss_sum)
 
 
+@pytest.mark.parametrize("rank", [1, 3])
+@pytest.mark.parametrize("num_neighbour_rows", [1, 2, 7, 37])
+def test_a_piece_has_the_same_bits_wherever_its_rows_begin(
+    rank: int, num_neighbour_rows: int
+) -> None:
+    """Rows of an odd vocabulary lie anywhere in memory; with rank 1, sums over it would show."""
+    neighbour = piece(Segment(0, num_neighbour_rows, None), torch.ones(num_neighbour_rows, 1))
+    found: list[tuple[Tensor | None, Tensor | None]] = []
+    for before in ([], [neighbour]):
+        weights = adapter(rank)
+        start = num_neighbour_rows if before else 0
+        own_TD = hidden(60)
+        hidden_TD = torch.cat([hidden(start), own_TD])
+        mine = piece(Segment(start, start + 60, weights), torch.ones(60, 1), 1)
+        result = run(unembedding(), [*before, mine], hidden_TD)
+        assert result.gradient_TD is not None
+        found.append((result.gradient_TD[start:], weights.modules["lm_head"].gradient_A_RD))
+
+    for alone, beside in zip(*found, strict=True):
+        assert alone is not None
+        assert beside is not None
+        assert torch.equal(alone, beside)
+
+
 def test_rows_without_a_coefficient_get_no_gradient() -> None:
     result = run(unembedding(), mixed(), hidden(75))
 

@@ -93,6 +93,43 @@ def test_results_and_weights_have_the_same_bits_alone_and_beside_others(
         assert torch.equal(mine, other)
 
 
+ODD_SHAPES: list[dict[str, int]] = [
+    {"vocab_size": 1003, "hidden_size": 64, "intermediate_size": 96},
+    {"vocab_size": 1001, "hidden_size": 48, "intermediate_size": 72, "head_dim": 12},
+    {"vocab_size": 97, "hidden_size": 80, "intermediate_size": 100, "head_dim": 20},
+    {"vocab_size": 131, "hidden_size": 50, "intermediate_size": 71, "head_dim": 10},
+]
+
+
+@pytest.mark.parametrize("shape", ODD_SHAPES, ids=lambda s: f"{s['vocab_size']}")
+def test_a_random_pack_of_an_odd_shape_changes_no_bit(shape: dict[str, int], tmp_path: Any) -> None:
+    """Rows of such sizes lie at addresses that depend on how many rows are before them."""
+    model = ARCHITECTURES["qwen3"](**shape, max_position_embeddings=512)
+    base_model = load(model, tmp_path)
+    rng = np.random.default_rng(shape["vocab_size"])
+
+    def random_body() -> PassBody:
+        lengths = rng.integers(1, 300, rng.integers(1, 4)).tolist()
+        return cross_entropy(lengths, int(rng.integers(1 << 20)))
+
+    for _ in range(16):
+        rank, body = int(rng.integers(1, 6)), random_body()
+        found: list[tuple[PassResult, Tensor]] = []
+        others = [
+            item(
+                random_adapter(base_model, int(rng.integers(1, 6)), seed), random_body(), f"{seed}"
+            )
+            for seed in range(1, rng.integers(2, 4))
+        ]
+        for before in ([], others):
+            state = random_adapter(base_model, rank, 0)
+            passes = run(base_model, [*before, item(state, body, "mine")])
+            found.append((passes.results()["mine"], state.gradient_P))
+        (alone, alone_P), (beside, beside_P) = found
+        assert_same(beside, alone)
+        assert torch.equal(beside_P, alone_P)
+
+
 @pytest.mark.parametrize("max_tokens", [1, 40, 100])
 def test_the_microbatch_split_changes_no_bit(base_model: BaseModel, max_tokens: int) -> None:
     whole = train(base_model, 4096, beside_others=True)

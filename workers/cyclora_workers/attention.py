@@ -16,6 +16,7 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 from cyclora_workers.context import PassContext
+from cyclora_workers.rows import aligned_width, with_aligned_rows
 
 ATTENTION_NAME = "cyclora"
 """Registered with transformers. No mask function is registered under this name, so transformers
@@ -24,6 +25,10 @@ builds no [T, T] mask."""
 _HARMLESS_ARGUMENTS = frozenset({"position_ids", "use_cache", "cache_position", "dropout"})
 """What decoder layers pass along that attention has no need of. Anything else (attention sinks,
 a soft cap on scores, a position bias) would change the result, so it is refused."""
+
+
+_MIN_SHARED_TOKENS = 32
+"""torch's CPU kernel works on this many query rows at a time, or a multiple."""
 
 
 class UnsupportedAttention(ValueError):
@@ -79,8 +84,8 @@ class _Run:
 class PackedAttention:
     """Causal attention inside each packed sequence, never across two of them.
 
-    Neighbours of equal length share one batched call, which computes each sequence exactly as a
-    call of its own would (``test_attention.py`` compares the bits).
+    Neighbours of equal length share one batched call where that computes each sequence exactly as
+    a call of its own would (``test_attention.py`` compares the bits).
     """
 
     def __init__(self, cu_seqlens: Sequence[int]) -> None:
@@ -104,13 +109,19 @@ class PackedAttention:
         """Implements ``AttentionPlan.attend``; surplus rows return zeros."""
         num_heads, num_rows, head_size = query_NTH.shape
         surplus = num_rows - self._num_tokens
-        sizes = [run.num_sequences * run.num_tokens_each for run in self._runs] + [surplus]
+        runs: list[_Run] = []
+        for run in self._runs:
+            if _may_share_a_call(run.num_tokens_each, key_GTH):
+                runs.append(run)
+            else:
+                runs += [_Run(1, run.num_tokens_each)] * run.num_sequences
+        sizes = [run.num_sequences * run.num_tokens_each for run in runs] + [surplus]
         # One split has one backward, a concatenation; slicing would have one full-size one each.
         parts = zip(
-            self._runs,
-            query_NTH.split(sizes, 1),
-            key_GTH.split(sizes, 1),
-            value_GTH.split(sizes, 1),
+            runs,
+            with_aligned_rows(query_NTH).split(sizes, 1),
+            with_aligned_rows(key_GTH).split(sizes, 1),
+            with_aligned_rows(value_GTH).split(sizes, 1),
             strict=False,
         )
         outputs = [
@@ -120,6 +131,28 @@ class PackedAttention:
         if surplus:
             outputs.append(query_NTH.new_zeros(surplus, num_heads, head_size))
         return torch.cat(outputs)
+
+
+def _may_share_a_call(num_tokens_each: int, key_GTH: Tensor) -> bool:
+    """Whether a batched call gives each of its sequences the bits of a call of its own.
+
+    On CPU the bits of a sequence depend in three ways on how many share its call:
+
+    - The backward pass shares out its work by sequence and key-value head. When that makes one
+      share only, the products inside use several threads, and sum in another order.
+    - Which thread computes a head changes, and a thread's scratch memory is aligned for any thread
+      only from ``_MIN_SHARED_TOKENS`` on; shorter ones take as much as they need.
+    - In what the call returns, a sequence begins at an aligned address only if every token does.
+    """
+    if key_GTH.device.type != "cpu":
+        return True
+    num_heads, _, head_size = key_GTH.shape
+    num_columns = num_heads * head_size
+    return (
+        num_heads > 1
+        and num_tokens_each >= _MIN_SHARED_TOKENS
+        and aligned_width(num_columns, key_GTH.dtype) == num_columns
+    )
 
 
 def _attend_run(
@@ -144,4 +177,6 @@ def _attend_run(
         scale=scaling,
         enable_gqa=query.shape[0] != key.shape[0],
     )
-    return attended_SNLH.transpose(1, 2).flatten(0, 1)
+    attended_TE = attended_SNLH.transpose(1, 2).flatten(0, 1).flatten(1)
+    # For the backward pass, which reads the gradient where it lies in that of all sequences.
+    return with_aligned_rows(attended_TE).unflatten(1, query.shape[::2])

@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from cyclora_workers.context import Segment
 from cyclora_workers.losses import TokenLoss
@@ -30,6 +29,7 @@ from cyclora_workers.multi_adapter_linear import (
     rows_from,
     segment_adapters,
 )
+from cyclora_workers.rows import aligned_width, linear_with_aligned_rows, with_aligned_rows
 
 HEAD_CHUNK_ROWS = 512
 """Default bound on the rows whose logits exist at one time.
@@ -59,13 +59,14 @@ class Unembedding:
         Shapes:
             hidden_TD: T a multiple of ``ROW_ALIGNMENT``. Returns [T, V] fp32, and [N, R] each.
         """
-        hidden_TD = hidden_TD.detach()
+        hidden_TD = with_aligned_rows(hidden_TD.detach())
         if hidden_TD.is_cuda and hidden_TD.dtype != torch.float32:
             logits_TV = torch.mm(hidden_TD, self.weight_VD.t(), out_dtype=torch.float32)
             if self.bias_V is not None:
                 logits_TV += self.bias_V
         else:
-            logits_TV = functional.linear(hidden_TD, self.weight_VD, self.bias_V).float()
+            logits_TV = linear_with_aligned_rows(hidden_TD, self.weight_VD, self.bias_V).float()
+        logits_TV = with_aligned_rows(logits_TV)
         lows = [add_low_rank_(logits_TV, hidden_TD, adapter) for adapter in adapters]
         return logits_TV, lows
 
@@ -208,7 +209,11 @@ def _backward_chunk(
     if num_rows == 0:
         return
     vocab_size = unembedding.weight_VD.shape[0]
-    dlogits_MV = rows_TD.new_zeros(align_rows(num_rows), vocab_size, dtype=torch.float32)
+    # Aligned: with an odd vocabulary a piece would begin anywhere, and its sums over V with it.
+    padded_MV = rows_TD.new_zeros(
+        align_rows(num_rows), aligned_width(vocab_size, rows_TD.dtype), dtype=torch.float32
+    )
+    dlogits_MV = padded_MV[:, :vocab_size]
     ranges: list[slice] = []
     for part, rows_M, count in zip(parts, kept, counts, strict=True):
         mine = slice(ranges[-1].stop if ranges else 0, (ranges[-1].stop if ranges else 0) + count)
@@ -216,13 +221,13 @@ def _backward_chunk(
         torch.sub(part.logits_NV[rows_M], part.normalizer_N1[rows_M], out=dlogits_MV[mine])
     # One exponential over aligned rows: the last elements of an odd-sized tensor take another,
     # not vectorised path, whose last bit may differ.
-    dlogits_MV.exp_()
+    padded_MV.exp_()
     for part, rows_M, mine in zip(parts, kept, ranges, strict=True):
         coefficient_MK = part.token_loss.coefficient[rows_M]
         dlogits_MV[mine].mul_(-coefficient_MK.sum(1, keepdim=True))
         dlogits_MV[mine].scatter_add_(1, part.targets_NK[rows_M], coefficient_MK)
-    dlogits_MV = dlogits_MV.to(rows_TD.dtype)
-    dhidden_MD = dlogits_MV @ unembedding.weight_VD
+    dlogits_MV = padded_MV.to(rows_TD.dtype)[:, :vocab_size]
+    dhidden_MD = linear_with_aligned_rows(dlogits_MV, unembedding.weight_VD.t(), None)
     for part, rows_M, mine in zip(parts, kept, ranges, strict=True):
         if part.adapter is not None and part.low_NR is not None and rows_M.shape[0]:
             x_MD, low_MR = rows_TD[part.rows][rows_M], part.low_NR[rows_M]

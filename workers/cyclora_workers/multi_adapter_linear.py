@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from cyclora_workers.adapter import ModuleAdapter
 from cyclora_workers.context import ROW_ALIGNMENT, PassContext, Segment
+from cyclora_workers.rows import linear_with_aligned_rows, with_aligned_rows
 
 
 class PassHolder:
@@ -70,14 +71,14 @@ def add_low_rank_(y_TF: Tensor, x_TD: Tensor, segment: SegmentAdapter) -> Tensor
     many rows its segment has nor on its place: a decode step computes what training computes.
 
     Shapes:
-        y_TF: in x's dtype, or fp32. Returns [N, R] in x's dtype.
+        y_TF: in x's dtype, or fp32; both with aligned rows. Returns [N, R] in x's dtype.
     """
     start, stop, adapter = segment.start, segment.stop, segment.adapter
     num_rows = stop - start
     low_NR = rows_from(x_TD, start, align_rows(num_rows)) @ adapter.lora_A_RD.t()
     y_NF = y_TF[start:stop]
     if num_rows < ROW_ALIGNMENT:
-        padded_NF = functional.pad(y_NF, (0, 0, 0, ROW_ALIGNMENT - num_rows))
+        padded_NF = rows_from(y_NF, 0, ROW_ALIGNMENT)
         _addmm_(padded_NF, low_NR, adapter.lora_B_FR.t(), segment.scaling)
         y_NF.copy_(padded_NF[:num_rows])
     else:
@@ -86,10 +87,13 @@ def add_low_rank_(y_TF: Tensor, x_TD: Tensor, segment: SegmentAdapter) -> Tensor
 
 
 def rows_from(x_TD: Tensor, start: int, num_rows: int) -> Tensor:
-    """``num_rows`` rows beginning at ``start``: a view where x is long enough, else zero-padded."""
+    """``num_rows`` rows beginning at ``start``: a view where x is long enough, else zero-padded.
+
+    Aligned either way when those of x are.
+    """
     rows_ND = x_TD[start : start + num_rows]
     missing = num_rows - rows_ND.shape[0]
-    return functional.pad(rows_ND, (0, 0, 0, missing)) if missing else rows_ND
+    return with_aligned_rows(functional.pad(rows_ND, (0, 0, 0, missing))) if missing else rows_ND
 
 
 def accumulate_gradients_(
@@ -102,7 +106,8 @@ def accumulate_gradients_(
         dlow = scaling * dy B;   dA += dlow^T x;   dB += scaling * dy^T (x A^T)
 
     Shapes:
-        Rows of the segment only: the sums never see a neighbour. Returns [N, R] in dy's dtype.
+        Rows of the segment only: the sums never see a neighbour. dy_NF and x_ND begin at aligned
+        addresses. Returns [N, R] in dy's dtype.
     """
     adapter = segment.adapter
     dlow_NR = (dy_NF @ adapter.lora_B_FR).mul_(segment.scaling)
@@ -132,19 +137,22 @@ class _MultiAdapterFunction(torch.autograd.Function):
         bias_F: Tensor | None,
         segments: Sequence[SegmentAdapter],
     ) -> Tensor:
-        y_TF = functional.linear(x_TD, weight_FD, bias_F)
+        x_TD = with_aligned_rows(x_TD)
+        y_TF = linear_with_aligned_rows(x_TD, weight_FD, bias_F)
         lows = [add_low_rank_(y_TF, x_TD, segment) for segment in segments]
         ctx.weight_FD = weight_FD
         ctx.segments = segments
         ctx.lows = lows
         ctx.save_for_backward(x_TD if anchor is not None else None)
-        return y_TF
+        return y_TF.contiguous()
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        dy_TF = grad_outputs[0].contiguous()
+        dy_TF = with_aligned_rows(grad_outputs[0].contiguous())
         (x_TD,) = ctx.saved_tensors
-        dx_TD = dy_TF @ ctx.weight_FD if ctx.needs_input_grad[0] else None
+        dx_TD = None
+        if ctx.needs_input_grad[0]:
+            dx_TD = linear_with_aligned_rows(dy_TF, ctx.weight_FD.t(), None)
         for segment, low_NR in zip(ctx.segments, ctx.lows, strict=True):
             rows = slice(segment.start, segment.stop)
             if x_TD is not None:
@@ -153,7 +161,7 @@ class _MultiAdapterFunction(torch.autograd.Function):
                 dlow_NR = (dy_TF[rows] @ segment.adapter.lora_B_FR).mul_(segment.scaling)
             if dx_TD is not None:
                 dx_TD[rows].addmm_(dlow_NR, segment.adapter.lora_A_RD)
-        return dx_TD, None, None, None, None
+        return None if dx_TD is None else dx_TD.contiguous(), None, None, None, None
 
 
 class MultiAdapterLinear(nn.Module):
