@@ -14,6 +14,11 @@ from cyclora_core.operations import LoraConfig, OperationKind
 FUTURE_KEPT_S = 24 * 3600
 """How long a final future can be fetched; the SDK polls within seconds unless it is away."""
 
+FETCHED_KEPT_S = 3600
+"""Seconds that a result can be fetched again after it was fetched: an answer may be lost, and the
+client asks again within seconds. Kept as long as the others, results of training alone, which no
+client ever acknowledges, would fill the store."""
+
 ACKNOWLEDGED_KEPT_S = 10 * 60
 """How long after its client said that it holds the result."""
 

@@ -11,6 +11,7 @@ Nothing a tenant sends becomes a path before its grammar was checked.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 from collections.abc import Iterable
@@ -56,8 +57,12 @@ class Storage:
         return self._checkpoint(path) / revision
 
     def delete_checkpoint(self, path: CheckpointPath) -> None:
-        """Delete all revisions."""
-        shutil.rmtree(self._checkpoint(path), ignore_errors=True)
+        """Delete all revisions, and the folders above them once nothing is left there."""
+        folder = self._checkpoint(path)
+        shutil.rmtree(folder, ignore_errors=True)
+        for parent in (folder.parent, folder.parent.parent):
+            with contextlib.suppress(OSError):  # not empty, or gone already
+                parent.rmdir()
 
     def delete_other_revisions(self, path: CheckpointPath, revision: str) -> None:
         """Delete what a revision that its record names has replaced, or what was cut off."""

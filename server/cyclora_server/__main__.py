@@ -29,6 +29,7 @@ _KEEP_ALIVE_S = 75
 """Heartbeats come every 10 s; a connection closed between two would cost a handshake each."""
 
 _BACKLOG = 2048
+_CLOSE_INTERVAL_S = 0.1
 
 
 class _Server(uvicorn.Server):
@@ -58,7 +59,22 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._services.hub.close()
-        await super().shutdown(sockets)
+        closing = asyncio.create_task(self._close_late_connections())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            closing.cancel()
+
+    async def _close_late_connections(self) -> None:
+        """Ask connections to close, again and again.
+
+        Uvicorn asks once; one that was just being made then would be kept, idle, until the grace
+        is over.
+        """
+        while True:
+            await asyncio.sleep(_CLOSE_INTERVAL_S)
+            for connection in list(self.server_state.connections):
+                connection.shutdown()
 
 
 def main() -> None:

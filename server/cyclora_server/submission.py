@@ -16,6 +16,7 @@ from cyclora_core.errors import Gone, Overloaded, UserError
 from cyclora_core.operations import Body, OperationKind
 from cyclora_core.records import (
     ACKNOWLEDGED_KEPT_S,
+    FETCHED_KEPT_S,
     FUTURE_KEPT_S,
     NewModel,
     OperationError,
@@ -29,7 +30,8 @@ from cyclora_server.services import Json, Services
 
 _MAX_UNLOAD_TRIES = 8
 HOW_LONG_KEPT = (
-    f"results are kept for {FUTURE_KEPT_S // 3600} hours after they became final, and for "
+    f"results are kept for {FUTURE_KEPT_S // 3600} hours after they became final, for "
+    f"{FETCHED_KEPT_S // 60} minutes after they were fetched, and for "
     f"{ACKNOWLEDGED_KEPT_S // 60} minutes after their client said that it has them"
 )
 

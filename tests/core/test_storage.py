@@ -68,6 +68,16 @@ def test_deleting_a_checkpoint_removes_its_folder_only(tmp_path: Path) -> None:
     assert not storage.checkpoint_dir(gone, "3").exists()
 
 
+def test_the_last_checkpoint_of_a_model_leaves_no_empty_folders(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    path = CheckpointPath(MODEL, CheckpointKind.TRAINING, "only")
+    storage.checkpoint_dir(path, "3").mkdir(parents=True)
+
+    storage.delete_checkpoint(path)
+
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
 def test_a_revision_is_a_number() -> None:
     path = CheckpointPath(MODEL, CheckpointKind.TRAINING, "kept")
     with pytest.raises(ValueError, match="revision"):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from redis.exceptions import (
     AuthenticationError,
@@ -103,3 +105,43 @@ class Calls:
         self.num += 1
         if self.num <= self._fails:
             raise self._error
+
+
+async def test_a_cancellation_that_a_call_loses_is_raised_after_it() -> None:
+    """As ``asyncio.wait_for`` loses it before Python 3.12."""
+    begun = asyncio.Event()
+
+    async def deaf() -> str:
+        begun.set()
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            return "answer"
+        return "never"
+
+    task = asyncio.create_task(Patience(0.0).persist(deaf))
+    await begun.wait()
+    task.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_call_in_a_task_that_was_cancelled_before_is_not_disturbed() -> None:
+    """Whoever cleans up after a cancellation still needs the store."""
+
+    async def answer() -> str:
+        return "answer"
+
+    async def cleaning_up() -> str:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            return await Patience(0.0).persist(answer)
+        return "never"
+
+    task = asyncio.create_task(cleaning_up())
+    await asyncio.sleep(0)
+    task.cancel()
+
+    assert await task == "answer"

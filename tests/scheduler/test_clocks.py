@@ -121,6 +121,10 @@ async def test_a_lone_operation_waits_no_longer_for_company_when_the_clock_jumps
     await submit(store, submission(CREATE, 0))
     clock.jump_wall(jump_s)
 
+    async def patience_ends() -> None:
+        assert len(harness.pauses_s) < 10, "the wait for company has no end"
+
+    harness.on_wait = patience_ends
     await harness.cycle()
 
     assert sum(harness.pauses_s) <= 0.004

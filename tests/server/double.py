@@ -165,6 +165,7 @@ class Futures:
     def __init__(self) -> None:
         self.records: dict[str, Future] = {}
         self.acknowledged: list[str] = []
+        self.handed_out: list[str] = []
         self.order: list[str] = []
         self._subscribers: list[asyncio.Queue[str]] = []
 
@@ -212,6 +213,9 @@ class Futures:
             and int(request_id.rpartition(":")[2]) // 1_000_000_000 == clone_id
         ]
         return [each for each in found if each.cursor > prev_cursor]
+
+    async def fetched(self, request_id: str) -> None:
+        self.handed_out.append(request_id)
 
     async def acknowledge(self, request_ids: Sequence[str]) -> None:
         self.acknowledged += request_ids

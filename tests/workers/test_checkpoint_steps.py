@@ -166,3 +166,22 @@ async def test_samples_of_a_replaced_checkpoint_use_its_new_weights_on_every_wor
     await cached.register()
 
     assert await sampled(harness) == new
+
+
+async def test_an_ephemeral_save_does_not_take_over_the_sampling_session_of_another(
+    harness: Harness,
+) -> None:
+    await run_steps(harness, 0, num_steps=1)
+    saves: list[str] = []
+    for name in ("first", "second"):
+        path = CheckpointPath(MODEL, CheckpointKind.SAMPLER, name)
+        session_id = ids.sampling_session_id(SESSION_ID, 0)
+        body = SaveWeightsBody(str(path), sampling_session_id=session_id)
+        kind = OperationKind.SAVE_WEIGHTS_FOR_SAMPLER
+        saves.append(await harness.submit(kind, body, tenant_id="tenant-0"))
+        await harness.run_until_idle()
+
+    assert (await harness.future(saves[0])).error is None
+    error = (await harness.future(saves[1])).error
+    assert error is not None
+    assert "first" in error.message

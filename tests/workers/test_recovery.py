@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis.asyncio as aioredis
 from torch import Tensor
 
 from cyclora_core import ids
@@ -470,4 +471,8 @@ async def test_an_unloaded_model_leaves_nothing_behind_and_later_operations_say_
     assert record is not None
     assert record.is_ended
     assert not (harness.storage.snapshot_dir(MODEL_0, 4, 1).parent).exists()
-    assert await harness.store.operations.logged(MODEL_0, 0, 5) == []
+    keys: Any = harness.store.models._keys  # type: ignore[attr-defined]
+    async with aioredis.Redis.from_url(redis_url) as client:
+        left = [key async for key in client.scan_iter(match=keys.log(MODEL_0))]
+        left += [key async for key in client.scan_iter(match=f"{keys.body(MODEL_0)}*")]
+    assert left == []

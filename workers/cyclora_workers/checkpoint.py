@@ -56,9 +56,8 @@ def save_checkpoint(
             moments |= _by_peft_name(state.layout, getattr(state, name), prefix)
         files[OPTIMIZER_FILE] = _named_bytes(moments)
     files[COMPLETE_FILE] = b""
-    folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
-    fresh.mkdir()
+    durable.make_folder(fresh)
     try:
         for name, data in files.items():
             durable.write_file(fresh / name, data)

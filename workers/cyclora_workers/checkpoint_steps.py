@@ -51,12 +51,13 @@ class CheckpointSteps:
                 f"checkpoint {body.path!r} exists; choose another name or set overwrite"
             )
         has_optimizer = operation.kind is OperationKind.SAVE_WEIGHTS
+        session_id = body.sampling_session_id
+        await self._check_session(session_id, body.path)
         revision = str(operation.seq_id)
         num_bytes: int = await self._in_thread(
             self._write, model.model_id, path, revision, has_optimizer
         )
         now_ms = self._clock.now_ms()
-        session_id = body.sampling_session_id
         await self._store.checkpoints.put(
             Checkpoint(
                 path=body.path,
@@ -91,6 +92,14 @@ class CheckpointSteps:
             )
         )
         return SaveWeightsResult(sampling_session_id=session_id, num_bytes=num_bytes)
+
+    async def _check_session(self, session_id: str | None, path: str) -> None:
+        session = await self._store.sampling.get(session_id) if session_id else None
+        if session is not None and session.weights_path != path:
+            raise UserError(
+                f"sampling session {session_id!r} exists and samples {session.weights_path!r}; "
+                "number each sampling session of a session differently"
+            )
 
     async def discard_ephemeral(self, model: ModelRecord) -> None:
         """Delete what only the sampling sessions of a finished session could read.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
+
+_MAX_TRIES = 8
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -16,6 +19,19 @@ def write_file(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def make_folder(path: Path) -> None:
+    """Make a new folder and its parents, which somebody may be deleting because they were empty.
+
+    Raises:
+        OSError: it exists, or cannot be made.
+    """
+    for _ in range(_MAX_TRIES):
+        with contextlib.suppress(FileNotFoundError):
+            return path.mkdir(parents=True)
+    path.mkdir(parents=True)
+    return None
 
 
 def sync_folder(folder: Path) -> None:

@@ -248,14 +248,14 @@ class Executor:
             return
         is_pass = operation.kind is OperationKind.FORWARD_BACKWARD
         self._keeper.applied(model_id, operation.seq_id, num_tokens if is_pass else 0)
-        if isinstance(outcome, Exception):
-            return
-        if operation.kind is OperationKind.LOAD_WEIGHTS:
+        has_failed = isinstance(outcome, Exception)
+        if operation.kind is OperationKind.LOAD_WEIGHTS and not has_failed:
             await self._keeper.covered(model_id, operation.seq_id)
-        elif operation.kind is OperationKind.UNLOAD_MODEL:
+        elif operation.kind is OperationKind.UNLOAD_MODEL and not has_failed:
             run.is_ended = True
-            await self._keeper.end(model_id, operation.seq_id)
             await self._checkpoints.discard_ephemeral(run.record)
+        if run.is_ended:
+            await self._keeper.end(model_id, operation.seq_id)
 
 
 def _outcome_of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -162,5 +163,9 @@ class Worker:
     async def _stay_alive(self) -> None:
         while True:
             await asyncio.sleep(self._lease_s / 3)
-            if not await self._store.workers.renew(self._worker_id, self._lease_s):
-                raise FencedOut(f"worker {self._worker_id} was declared dead")
+            # A connection that went silent must not outlast the lease: the next try opens another.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._lease_s / 3):
+                    is_alive = await self._store.workers.renew(self._worker_id, self._lease_s)
+                if not is_alive:
+                    raise FencedOut(f"worker {self._worker_id} was declared dead")

@@ -16,6 +16,7 @@ from cyclora_core.errors import ErrorCategory
 from cyclora_core.operations import OperationKind
 from cyclora_core.records import (
     ACKNOWLEDGED_KEPT_S,
+    FETCHED_KEPT_S,
     FUTURE_KEPT_S,
     Completion,
     Future,
@@ -43,6 +44,7 @@ class Futures:
     """The read side of promises."""
 
     def __init__(self, connection: Connection) -> None:
+        self._connection = connection
         self._redis = connection.client
         self._keys = connection.keys
         self._timeout_s = connection.timeout_s
@@ -132,6 +134,11 @@ class Futures:
                 pipe.hget(self._keys.future(request_id), "state")
             rows = await pipe.execute()
         return [FutureState(row.decode()) if row else None for row in rows]
+
+    async def fetched(self, request_id: str) -> None:
+        """Note that a result was handed out; it can be fetched again for a while."""
+        keys = [self._keys.future(request_id)]
+        await self._connection.run("fetched", keys, [FETCHED_KEPT_S * 1000])
 
     async def acknowledge(self, request_ids: Sequence[str]) -> None:
         """Let go of results that their client says it holds; unsettled futures are kept.

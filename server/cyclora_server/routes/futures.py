@@ -44,6 +44,7 @@ async def retrieve_future(
         if future.state is FutureState.PENDING:
             state, reason = await _queue_state(services, future)
             return problems.try_again(request_id, state, reason)
+        await services.store.futures.fetched(request_id)
     except Unavailable as error:
         # The SDK repeats a poll that got a 5xx without any pause, and backs off from a 429.
         raise Overloaded(str(error)) from error

@@ -45,6 +45,11 @@ async def create_sampling_session(
         created_at_ms=services.clock.now_ms(),
     )
     created = await services.store.sampling.create(record)
+    if (created.base_model, created.weights_path) != (base_model, body.model_path):
+        raise UserError(
+            f"sampling session {created.sampling_session_id!r} exists and samples "
+            f"{created.weights_path or created.base_model!r}; number each one differently"
+        )
     return {
         "type": "create_sampling_session",
         "sampling_session_id": created.sampling_session_id,

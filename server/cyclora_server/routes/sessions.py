@@ -64,8 +64,9 @@ async def session_heartbeat(
 @router.post(
     "/sessions/{session_id}/finish",
     summary="End a session; the first reason stands",
-    description="What was sent before is still run. Then the session's models end: their state is "
-    "dropped, and only checkpoints that were saved under a name are kept.",
+    description="Passes, steps and saves that were sent before are still run. Then the session's "
+    "models end: their state is dropped, and only checkpoints saved under a name are kept. Samples "
+    "of weights that have no name fail if they have not begun.",
     openapi_extra=documented(bodies.FinishSession),
 )
 async def finish_session(

@@ -259,3 +259,21 @@ async def test_cancelling_is_a_hint_that_always_succeeds(client: httpx.AsyncClie
     answer = await client.post("/api/v1/cancel_future", json={"request_id": REQUEST})
 
     assert answer.status_code == 200
+
+
+async def test_a_number_that_names_another_sampling_session_is_refused(
+    client: httpx.AsyncClient, store: StoreDouble
+) -> None:
+    body = {"session_id": SESSION, "sampling_session_seq_id": 4, "base_model": BASE.name}
+    first = await client.post("/api/v1/create_sampling_session", json=body)
+    again = await client.post("/api/v1/create_sampling_session", json=body)
+    path = store.checkpoints.put(checkpoint(kind=CheckpointKind.SAMPLER)).path
+
+    other = await client.post(
+        "/api/v1/create_sampling_session",
+        json=body | {"base_model": None, "model_path": path},
+    )
+
+    assert first.json() == again.json()
+    assert other.status_code == 400
+    assert BASE.name in other.json()["detail"]

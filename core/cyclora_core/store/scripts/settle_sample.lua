@@ -26,6 +26,8 @@ redis.call('DEL', KEYS[2])
 redis.call('HDEL', KEYS[3], ARGV[8])
 local last = redis.call('ZRANGE', KEYS[4], -1, -1, 'WITHSCORES')
 redis.call('ZADD', KEYS[4], (tonumber(last[2]) or 0) + 1, ARGV[8])
+-- A client that samples for weeks asks for what is new, never for what is this old.
+redis.call('ZREMRANGEBYRANK', KEYS[4], 0, -10001)
 redis.call('PEXPIRE', KEYS[4], ARGV[6])
 redis.call('PUBLISH', ARGV[7], ARGV[8])
 return 'settled'

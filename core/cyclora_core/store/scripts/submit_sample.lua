@@ -25,6 +25,8 @@ else
   redis.call('PEXPIRE', KEYS[1], ARGV[6])
   local last = redis.call('ZRANGE', KEYS[6], -1, -1, 'WITHSCORES')
   redis.call('ZADD', KEYS[6], (tonumber(last[2]) or 0) + 1, ARGV[8])
+  -- A client that samples for weeks asks for what is new, never for what is this old.
+  redis.call('ZREMRANGEBYRANK', KEYS[6], 0, -10001)
   redis.call('PEXPIRE', KEYS[6], ARGV[6])
   redis.call('PUBLISH', ARGV[7], ARGV[8])
 end
