@@ -21,9 +21,10 @@ from cyclora_core.operations import (
 )
 from cyclora_core.store import Store
 from cyclora_core.store.checkpoints import Checkpoints
+from cyclora_workers import durable
 from cyclora_workers.base_model import BaseModel
 from workers.builders import cross_entropy, load, qwen3
-from workers.harness import LORA, SESSION_ID, Harness, run_steps
+from workers.harness import LORA, SESSION_ID, Harness, run_steps, same
 
 MODEL = ids.model_id(SESSION_ID, 0)
 PATH = CheckpointPath(MODEL, CheckpointKind.TRAINING, "kept")
@@ -185,3 +186,30 @@ async def test_an_ephemeral_save_does_not_take_over_the_sampling_session_of_anot
     error = (await harness.future(saves[1])).error
     assert error is not None
     assert "first" in error.message
+
+
+async def test_a_save_that_finds_no_room_says_so_and_leaves_nothing_behind(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = await run_steps(harness, 1, num_steps=2)
+    first = await run_steps(harness, 0, num_steps=1)
+
+    def no_room(path: Path, data: bytes) -> None:
+        path.touch()
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(durable, "write_file", no_room)
+        request = await save_over(harness)
+        await harness.run_until_idle()
+    again = await save_over(harness)
+    second = await harness.train(cross_entropy([7, 13, 1, 9], seed=1), 0, "tenant-0")
+    await harness.run_until_idle()
+
+    error = (await harness.future(request)).error
+    assert error is not None
+    assert "no room" in error.message
+    assert (await harness.future(again)).error is None
+    assert len(folders(harness)) == 1
+    rest = [await harness.pass_result(second)]
+    assert all(same(a, b) for a, b in zip(undisturbed, first + rest, strict=True))

@@ -285,6 +285,7 @@ async def test_a_load_whose_snapshot_finds_no_room_fails_and_leaves_the_model_as
     future = await harness.future(request)
     assert future.error is not None
     assert future.error.category is ErrorCategory.SERVER
+    assert "no room" in future.error.message
     assert same(undisturbed[2], third)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import uuid
 
 import structlog
@@ -12,6 +13,12 @@ from cyclora_core.operations import Result
 from cyclora_core.records import OperationError
 from cyclora_core.store.operations import Outcome
 
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_NO_ROOM_MESSAGE = (
+    "the server's storage has no room left; nothing was written and the model is as it was: try "
+    "again when room has been made, by deleting checkpoints or by its operator"
+)
+
 _log = structlog.get_logger()
 
 
@@ -21,6 +28,10 @@ def as_outcome(result: Result | Exception, num_tokens: int, request_id: str) -> 
         return Outcome(payload.encode(result.to_payload()), num_tokens=num_tokens)
     if isinstance(result, UserError):
         error = OperationError(str(result), ErrorCategory.USER)
+        return Outcome(None, error, is_replayed=False)
+    if isinstance(result, OSError) and result.errno in _NO_ROOM:
+        _log.error("storage has no room", request_id=request_id, reason=str(result))
+        error = OperationError(_NO_ROOM_MESSAGE, ErrorCategory.SERVER)
         return Outcome(None, error, is_replayed=False)
     error_id = uuid.uuid4().hex[:12]
     _log.error("operation failed", request_id=request_id, error_id=error_id, exc_info=result)
