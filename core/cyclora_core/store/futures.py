@@ -24,6 +24,7 @@ from cyclora_core.records import (
     OperationError,
 )
 from cyclora_core.store.connection import Connection
+from cyclora_core.store.patience import heeding_cancellation
 
 FUTURE_TTL_MS = FUTURE_KEPT_S * 1000
 
@@ -86,7 +87,7 @@ class Futures:
             # and nobody would look again at what was announced in between.
             pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
             try:
-                await pubsub.subscribe(self._keys.settled_channel())
+                await heeding_cancellation(pubsub.subscribe(self._keys.settled_channel()))
                 yield ""
                 async with aclosing(self._messages(pubsub)) as messages:
                     async for request_id in messages:
@@ -105,7 +106,8 @@ class Futures:
         """
         heard_s = time.monotonic()
         while True:
-            message = await pubsub.get_message(timeout=self._timeout_s / 2)
+            getting = pubsub.get_message(timeout=self._timeout_s / 2)
+            message = await heeding_cancellation(getting)
             if message is not None:
                 heard_s = time.monotonic()
                 if message["type"] == "message":
@@ -113,7 +115,7 @@ class Futures:
             elif time.monotonic() - heard_s >= self._timeout_s:
                 raise RedisTimeoutError(f"nothing heard for {self._timeout_s:g} s")
             else:
-                await pubsub.ping()
+                await heeding_cancellation(pubsub.ping())
 
     async def completions(
         self, sampling_session_id: str, clone_id: int, prev_cursor: int

@@ -97,6 +97,30 @@ def trouble_of(error: RedisError) -> Trouble | None:
 _CLASSES = {"OOM": "OutOfMemoryError", "READONLY": "ReadOnlyError"}
 
 
+async def heeding_cancellation(call: Awaitable[_T]) -> _T:
+    """Await a call of redis-py, and raise a cancellation that got lost in it.
+
+    redis-py sends through ``asyncio.wait_for``, which before Python 3.12 returns as if nothing had
+    been when it is cancelled just as it is done. Each cancellation is asked for once: a task that
+    loses it runs for ever.
+    """
+    task = asyncio.current_task()
+    num_cancelled = task.cancelling() if task else 0
+
+    def is_lost() -> bool:
+        return task is not None and task.cancelling() > num_cancelled
+
+    try:
+        answer = await call
+    except RedisError:
+        if is_lost():
+            raise asyncio.CancelledError from None
+        raise
+    if is_lost():
+        raise asyncio.CancelledError
+    return answer
+
+
 class Patience:
     """Repeats calls that met a trouble; all calls to the store are safe to repeat.
 
@@ -116,16 +140,13 @@ class Patience:
                 ``patience_s``, whichever applies; or it refuses our credentials.
         """
         bound_s = self._patience_s if patience_s is None else patience_s
-        task = asyncio.current_task()
-        num_cancelled = task.cancelling() if task else 0
         failed_s: float | None = None
         num_failures = 0
         is_told = False
         while True:
             try:
-                answer = await attempt()
+                answer = await heeding_cancellation(attempt())
             except RedisError as error:
-                _raise_swallowed(task, num_cancelled)
                 trouble = trouble_of(error)
                 if trouble is None:
                     raise
@@ -139,21 +160,9 @@ class Patience:
                     is_told = True
                     _log.warning("waiting for the store", reason=trouble.message, cause=str(error))
             else:
-                _raise_swallowed(task, num_cancelled)
                 if is_told:
                     waited_s = time.monotonic() - (failed_s or 0.0)
                     _log.info("store goes on", waited_s=round(waited_s, 3))
                 return answer
             num_failures += 1
             await asyncio.sleep(min(_BACKOFF_CAP_S, _BACKOFF_BASE_S * 2 ** min(num_failures, 8)))
-
-
-def _raise_swallowed(task: asyncio.Task[object] | None, num_cancelled_before: int) -> None:
-    """Raise a cancellation that came during a call and got lost in it.
-
-    redis-py sends through ``asyncio.wait_for``, which before Python 3.12 returns as if nothing had
-    been when it is cancelled just as it is done. Each cancellation is asked for once: a task that
-    loses it runs for ever.
-    """
-    if task is not None and task.cancelling() > num_cancelled_before:
-        raise asyncio.CancelledError
