@@ -11,13 +11,14 @@ PYTEST_ARGS ?=
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo serve test test-quick check format bench clean
+.PHONY: help venv demo serve test test-quick faults check format bench clean
 
 help:
 	@echo "make demo        start everything here and let two tenants train at once (KEEP=1: leave it running)"
 	@echo "make serve       run cyclora up on the folder $(DATA)"
 	@echo "make test        every test that needs no GPU"
 	@echo "make test-quick  the same without the slow ones"
+	@echo "make faults      kill everything at every moment, and print the table of what survived"
 	@echo "make check       formatting, lint, types, import contracts, spelling"
 	@echo "make bench       the numbers in the README"
 
@@ -49,6 +50,9 @@ test: $(STAMP)
 
 test-quick: $(STAMP)
 	$(BIN)/python -m pytest -m "not gpu and not slow" $(PYTEST_ARGS)
+
+faults: $(STAMP)
+	$(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -24,7 +24,7 @@ end
 redis.call('HSET', KEYS[3], 'state', ARGV[4])
 if ARGV[4] == 'done' then
   redis.call('HSET', KEYS[3], 'result', ARGV[5])
-  redis.call('HINCRBY', KEYS[8], ARGV[13], ARGV[14])
+  if tonumber(ARGV[14]) > 0 then redis.call('HINCRBY', KEYS[8], ARGV[13], ARGV[14]) end
   -- In the same step: what is replayed from now on must not depend on what the operation read.
   if ARGV[15] == 'snapshot' then
     redis.call('HSET', KEYS[1], 'snapshot_seq_id', seq, 'snapshot_epoch', ARGV[2])
