@@ -68,6 +68,7 @@ def read_json(raw: bytes) -> Any:
         InvalidBody: it is not JSON.
     """
     try:
-        return pydantic_core.from_json(raw)
+        # Values are tenants' strings: they do not belong into a cache of the process.
+        return pydantic_core.from_json(raw, cache_strings="keys")
     except ValueError as error:
         raise InvalidBody(f"the body is not JSON: {error}") from None
