@@ -38,7 +38,10 @@ class Scheduler:
         self._clock = clock
         self._wait = wait or store.cycles.wait_for_work
         self._last: dict[str, LastCycle] = {}
-        self._token = uuid.uuid4().hex
+        name = settings.scheduler_name
+        self._token = f"{name}/{uuid.uuid4().hex}"
+        self._replaces = f"{name}/" if name else ""
+        """Only at the first look: of two living schedulers of one name the later one leads."""
         self._credits: dict[str, Credits] = {}
         self._weights: Mapping[str, float] = {}
         self._is_leading = False
@@ -73,7 +76,9 @@ class Scheduler:
 
     async def tick(self) -> int:
         """Look once at every worker; returns the number of cycles dispatched."""
-        leads = await self._store.cycles.lead(self._token, self._settings.leader_lease_s)
+        lease_s, replaces = self._settings.leader_lease_s, self._replaces
+        leads = await self._store.cycles.lead(self._token, lease_s, replaces)
+        self._replaces = ""
         if leads != self._is_leading:
             self._is_leading = leads
             # What was seen before leading was lost may have been closed and opened since.

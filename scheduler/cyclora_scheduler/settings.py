@@ -55,6 +55,14 @@ class SchedulerSettings(BaseSettings):
     max_cycle_tokens: int = Field(default=262_144, ge=1)
     """Greatest token budget of a cycle, however fast the worker."""
 
+    scheduler_name: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,64}$")
+    """Stable name of this scheduler's place; a new process of the name leads at once in the stead
+    of an earlier one that led.
+
+    Empty waits for the lease of whoever led to end. A standby needs another name: of two with the
+    same name the one that started last leads.
+    """
+
     leader_lease_s: float = Field(default=5.0, gt=0.0)
     """Seconds after which a standby scheduler takes over from a silent leader.
 

@@ -20,8 +20,12 @@ DEADLINE_S = 20.0
 LONG_LEASE_S = 3600.0
 
 
-def scheduler_of(store: Store, *, lease_s: float, idle_wait_s: float = 0.5) -> Scheduler:
-    settings = SchedulerSettings(leader_lease_s=lease_s, idle_wait_s=idle_wait_s)
+def scheduler_of(
+    store: Store, *, lease_s: float, idle_wait_s: float = 0.5, name: str = ""
+) -> Scheduler:
+    settings = SchedulerSettings(
+        leader_lease_s=lease_s, idle_wait_s=idle_wait_s, scheduler_name=name
+    )
     return Scheduler(store, settings, SystemClock())
 
 
@@ -114,3 +118,30 @@ async def test_the_process_resigns_when_it_gets_sigterm(redis_url: str, tmp_path
     assert exit_code == 0
     assert await store.cycles.lead("next", LONG_LEASE_S)
     await store.close()
+
+
+async def test_a_new_process_of_a_name_leads_at_once_and_the_old_one_dispatches_nothing(
+    store: Store,
+) -> None:
+    old = scheduler_of(store, lease_s=LONG_LEASE_S, name="place")
+    await add_worker(store)
+    await old.tick()
+    new = scheduler_of(store, lease_s=LONG_LEASE_S, name="place")
+    await new.tick()
+    await submit(store, submission(CREATE, 0))
+
+    assert await old.tick() == 0
+    assert await new.tick() == 1
+
+
+async def test_a_scheduler_of_another_name_waits_for_the_lease(store: Store) -> None:
+    leader = scheduler_of(store, lease_s=LONG_LEASE_S, name="place")
+    standby = scheduler_of(store, lease_s=LONG_LEASE_S, name="place-2")
+    nameless = scheduler_of(store, lease_s=LONG_LEASE_S)
+    await add_worker(store)
+    await leader.tick()
+    await submit(store, submission(CREATE, 0))
+
+    assert await standby.tick() == 0
+    assert await nameless.tick() == 0
+    assert await leader.tick() == 1

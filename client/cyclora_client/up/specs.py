@@ -37,7 +37,8 @@ def server_spec(options: UpOptions, folder: DataFolder, redis_url: str) -> Proce
 
 
 def scheduler_spec(options: UpOptions, folder: DataFolder, redis_url: str) -> ProcessSpec:
-    return _spec("scheduler", options.commands.scheduler, folder, redis_url, {})
+    settings = {"CYCLORA_SCHEDULER_NAME": "scheduler"}
+    return _spec("scheduler", options.commands.scheduler, folder, redis_url, settings)
 
 
 def worker_specs(options: UpOptions, folder: DataFolder, redis_url: str) -> list[ProcessSpec]:

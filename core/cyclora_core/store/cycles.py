@@ -46,9 +46,9 @@ class Cycles:
         self._keys = connection.keys
         self._workers = Workers(connection)
 
-    async def lead(self, token: str, lease_s: float) -> bool:
-        """Become or remain the leader."""
-        args = [token, round(lease_s * 1000)]
+    async def lead(self, token: str, lease_s: float, replaces: str = "") -> bool:
+        """Become or remain the leader; one whose token begins with ``replaces`` counts as dead."""
+        args = [token, round(lease_s * 1000), replaces]
         return bool(await self._connection.run("lead", [self._keys.leader()], args))
 
     async def resign(self, token: str) -> bool:
