@@ -11,7 +11,7 @@ PYTEST_ARGS ?=
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo serve test test-quick faults check format bench clean
+.PHONY: help venv demo serve test test-quick faults soak check format bench clean
 
 help:
 	@echo "make demo        start everything here and let two tenants train at once (KEEP=1: leave it running)"
@@ -19,6 +19,7 @@ help:
 	@echo "make test        every test that needs no GPU"
 	@echo "make test-quick  the same without the slow ones"
 	@echo "make faults      kill everything at every moment, and print the table of what survived"
+	@echo "make soak        five minutes of tenants that come and go, and what grows (SOAK_S=60: one minute)"
 	@echo "make check       formatting, lint, types, import contracts, spelling"
 	@echo "make bench       the numbers in the README"
 
@@ -53,6 +54,10 @@ test-quick: $(STAMP)
 
 faults: $(STAMP)
 	$(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
+
+soak: $(STAMP)
+	SOAK_S=$${SOAK_S:-300} SOAK_PLOT=.cache/soak.png \
+		$(BIN)/python -m pytest -s tests/faults/test_soak.py $(PYTEST_ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
