@@ -42,7 +42,7 @@ def awaited(client: tinker.TrainingClient, batch: list[types.Datum], num_steps: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=2.0, help="length of one measurement")
     parser.add_argument("--folder", type=Path, help="where the data folders are made")
     options = parser.parse_args()
     rows: list[list[str]] = []
@@ -56,11 +56,11 @@ def main() -> None:
             batch = data(num_data, num_tokens)
             for how, run in {"pipelined": pipelined, "awaited": awaited}.items():
                 seconds: list[list[float]] = [[], []]
-                for client in clients:
-                    run(client, batch, 3)
+                warm_s = max(run(client, batch, 5) for client in clients)
+                num_steps = max(5, round(options.seconds / warm_s))
                 for _ in track(range(options.rounds), description=f"{name}, {how}"):
                     for client, found in zip(clients, seconds, strict=True):
-                        found.append(run(client, batch, options.steps))
+                        found.append(run(client, batch, num_steps))
                 with_s, without_s = (statistics.median(each) for each in seconds)
                 per_step = num_data * num_tokens
                 cost = statistics.median(a / b for a, b in zip(*seconds, strict=True)) - 1
