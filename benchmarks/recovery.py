@@ -45,16 +45,20 @@ class Pids:
                 time.sleep(0.01)
 
     def _holder_of_lock(self) -> int:
-        """Valkey writes no ready file; it is the process whose command line names our folder."""
-        config = str(self._valkey.with_name("valkey.conf"))
+        """Valkey writes no ready file; it is the process whose command line names our folder.
+
+        It renames itself to its program and socket once it has read its configuration.
+        """
+        names = [str(self._valkey.with_name(name)) for name in ("valkey.conf", "valkey.sock")]
         for process in Path("/proc").iterdir():
-            if process.name.isdecimal():
+            if process.name.isdecimal() and process.name != str(os.getpid()):
                 try:
-                    arguments = (process / "cmdline").read_bytes().split(b"\0")
+                    command = (process / "cmdline").read_bytes().decode(errors="replace")
                 except OSError:
                     continue
-                is_store = b"valkey-server" in arguments[0] or b"redis-server" in arguments[0]
-                if is_store or config.encode() in arguments[1:2]:
+                program = command.split("\0")[0].split(" ")[0]
+                is_store = program.endswith(("valkey-server", "redis-server"))
+                if is_store and any(name in command for name in names):
                     return int(process.name)
         raise LookupError("no Valkey runs on the benchmark's folder")
 
