@@ -73,6 +73,8 @@ class SamplingSession:
     model_path: str | None
     """The path as the tenant may see it; None for the base model and for ephemeral saves."""
     created_at_ms: int
+    is_shared: bool = False
+    """Whether the weights are another tenant's, who published them and may take them back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,13 @@ class Checkpoint:
     is_listed: bool = True
     expires_at_ms: int | None = None
     user_metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+    is_public: bool = False
+    """Whether tenants other than its own may load it, sample from it and copy it."""
+    copied_from: str | None = None
+    """The path it was copied from; None for one that was saved."""
+
+    def has_expired(self, now_ms: int) -> bool:
+        return self.expires_at_ms is not None and self.expires_at_ms <= now_ms
 
 
 class FutureState(StrEnum):

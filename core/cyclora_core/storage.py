@@ -60,9 +60,19 @@ class Storage:
         """Delete all revisions, and the folders above them once nothing is left there."""
         folder = self._checkpoint(path)
         shutil.rmtree(folder, ignore_errors=True)
-        for parent in (folder.parent, folder.parent.parent):
-            with contextlib.suppress(OSError):  # not empty, or gone already
-                parent.rmdir()
+        _remove_empty(folder.parent, folder.parent.parent)
+
+    def delete_revision(self, path: CheckpointPath, revision: str) -> bool:
+        """Delete one revision's files; true when they are gone, however that came.
+
+        Another revision, of a save under the same name, stays.
+        """
+        folder = self.checkpoint_dir(path, revision)
+        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            return False
+        _remove_empty(*list(folder.parents)[:3])
+        return True
 
     def delete_other_revisions(self, path: CheckpointPath, revision: str) -> None:
         """Delete what a revision that its record names has replaced, or what was cut off."""
@@ -133,3 +143,10 @@ class Storage:
 
 def total_bytes(files: Iterable[Path]) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _remove_empty(*folders: Path) -> None:
+    """Remove folders from the innermost on, as far as nothing is in them."""
+    for folder in folders:
+        with contextlib.suppress(OSError):  # not empty, or gone already
+            folder.rmdir()

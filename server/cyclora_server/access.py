@@ -12,6 +12,7 @@ from cyclora_core import ids
 from cyclora_core.errors import Gone, NotFound, Unavailable
 from cyclora_core.ids import CheckpointPath
 from cyclora_core.records import Checkpoint, SamplingSession, Session
+from cyclora_core.store.checkpoints import CheckpointFiles
 from cyclora_core.types import BaseModelInfo, ModelRecord
 from cyclora_server.services import Services
 
@@ -56,16 +57,48 @@ async def owned_sampling_session(
 
 
 async def owned_checkpoint(services: Services, tenant_id: str, path: CheckpointPath) -> Checkpoint:
-    """A checkpoint of this tenant that has not expired."""
-    checkpoint = await services.store.checkpoints.get(str(path))
-    if checkpoint is None or checkpoint.tenant_id != tenant_id or is_expired(services, checkpoint):
-        raise NotFound(f"checkpoint {str(path)!r} does not exist or has expired")
+    """A named checkpoint of this tenant that has not expired."""
+    checkpoint = await readable_checkpoint(services, tenant_id, path)
+    if checkpoint.tenant_id != tenant_id:
+        raise NotFound(no_checkpoint(path))
     return checkpoint
 
 
-def is_expired(services: Services, checkpoint: Checkpoint) -> bool:
-    expires_at_ms = checkpoint.expires_at_ms
-    return expires_at_ms is not None and expires_at_ms <= services.clock.now_ms()
+async def readable_checkpoint(
+    services: Services, tenant_id: str, path: CheckpointPath
+) -> Checkpoint:
+    """A named checkpoint that this tenant may load, sample and copy: its own, or published."""
+    checkpoint = await services.store.checkpoints.get(str(path))
+    if checkpoint is None or not _is_readable(services, tenant_id, checkpoint):
+        raise NotFound(no_checkpoint(path))
+    return checkpoint
+
+
+def _is_readable(services: Services, tenant_id: str, checkpoint: Checkpoint) -> bool:
+    is_allowed = checkpoint.tenant_id == tenant_id or checkpoint.is_public
+    is_there = checkpoint.is_listed and not checkpoint.has_expired(services.clock.now_ms())
+    return is_allowed and is_there
+
+
+def no_checkpoint(path: CheckpointPath) -> str:
+    return f"checkpoint {str(path)!r} does not exist or has expired"
+
+
+async def readable_run(
+    services: Services, tenant_id: str, model_id: str
+) -> tuple[ModelRecord, list[Checkpoint]]:
+    """A training run with those of its checkpoints that this tenant may read, newest first.
+
+    Raises:
+        NotFound: it does not exist, or is another tenant's and has nothing published.
+    """
+    model = await services.store.models.get(model_id) if ids.is_model_id(model_id) else None
+    if model is not None:
+        found = await services.store.checkpoints.of_model(model_id)
+        readable = [each for each in found if _is_readable(services, tenant_id, each)]
+        if model.tenant_id == tenant_id or readable:
+            return model, readable
+    raise NotFound(f"model {model_id[:100]!r} does not exist")
 
 
 async def served_base_model(services: Services, name: str) -> BaseModelInfo:
@@ -99,5 +132,15 @@ async def discard_checkpoint(services: Services, path: CheckpointPath) -> None:
     The record first: files without a record only take space, a record without files would be
     listed and then fail to load.
     """
-    await services.store.checkpoints.delete(str(path))
-    await asyncio.to_thread(services.storage.delete_checkpoint, path)
+    files = await services.store.checkpoints.delete(str(path))
+    if files is not None:
+        await delete_files(services, files)
+
+
+async def delete_files(services: Services, files: CheckpointFiles) -> bool:
+    """Delete the files of a checkpoint that has no record any more; false if that failed."""
+    path = CheckpointPath.parse(files.path)
+    if not await asyncio.to_thread(services.storage.delete_revision, path, files.revision):
+        return False
+    await services.store.checkpoints.files_deleted(files)
+    return True

@@ -20,6 +20,7 @@ from cyclora_server.futures import FuturesHub
 from cyclora_server.ports import StoragePort, StorePort
 from cyclora_server.routes import (
     admin,
+    checkpoints,
     futures,
     runs,
     sampling,
@@ -31,6 +32,7 @@ from cyclora_server.routes import (
 )
 from cyclora_server.services import Services
 from cyclora_server.settings import Settings
+from cyclora_server.sweep import Sweeper
 
 _DESCRIPTION = """
 Trains and samples LoRA adapters of shared base models through the Tinker API.
@@ -49,7 +51,8 @@ _TAGS = [
     {"name": "weights", "description": "Checkpoints: saved and loaded."},
     {"name": "sampling", "description": "Sampling sessions and samples."},
     {"name": "futures", "description": "Redeeming promises."},
-    {"name": "training runs", "description": "What a tenant has trained, and its checkpoints."},
+    {"name": "training runs", "description": "What a tenant has trained."},
+    {"name": "checkpoints", "description": "Listed, kept, published and deleted."},
     {"name": "tokenizers", "description": "Files for clients without network access."},
     {"name": "administration", "description": "Needs an administrator's API key."},
 ]
@@ -60,6 +63,7 @@ def create_app(settings: Settings, store: StorePort, storage: StoragePort, clock
     hub = FuturesHub(store.futures)
     folder = Path(settings.storage_url)
     capacity = Capacity(settings, store.memory, lambda: free_bytes(folder))
+    services = Services(settings, store, storage, clock, hub, capacity)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncGenerator[None, None]:
@@ -67,6 +71,7 @@ def create_app(settings: Settings, store: StorePort, storage: StoragePort, clock
         tasks = [
             asyncio.create_task(hub.run(), name="futures hub"),
             asyncio.create_task(capacity.run(), name="capacity"),
+            asyncio.create_task(Sweeper(services).run(), name="sweeper"),
         ]
         try:
             yield
@@ -85,7 +90,7 @@ def create_app(settings: Settings, store: StorePort, storage: StoragePort, clock
         lifespan=lifespan,
         redoc_url=None,
     )
-    app.state.services = Services(settings, store, storage, clock, hub, capacity)
+    app.state.services = services
     for router in (
         service.public_router,
         service.router,
@@ -95,6 +100,7 @@ def create_app(settings: Settings, store: StorePort, storage: StoragePort, clock
         sampling.router,
         futures.router,
         runs.router,
+        checkpoints.router,
         tokenizers.router,
         admin.router,
     ):

@@ -89,6 +89,13 @@ class Settings(BaseSettings):
     all work.
     """
 
+    sweep_interval_s: float = Field(default=10.0, gt=0.0, le=3600.0)
+    """Seconds between two looks for checkpoints that have expired.
+
+    They cannot be used from the moment they expire; their files take space this much longer. Very
+    short, it keeps the store busy.
+    """
+
     proto_compress: bool = False
     """Whether clients are told to compress forward and backward requests.
 

@@ -88,3 +88,17 @@ def test_base_model_names_look_like_hugging_face_ids() -> None:
     assert is_base_model_name("Qwen/Qwen3-0.6B")
     assert not is_base_model_name("a//b")
     assert not is_base_model_name("a/../b")
+
+
+def test_deleting_a_revision_spares_the_one_that_replaced_it(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    path = CheckpointPath(MODEL, CheckpointKind.TRAINING, "again")
+    for revision in ("3", "7"):
+        storage.checkpoint_dir(path, revision).mkdir(parents=True)
+
+    assert storage.delete_revision(path, "3")
+
+    assert storage.checkpoint_dir(path, "7").is_dir()
+    assert storage.delete_revision(path, "7")
+    assert storage.delete_revision(path, "7")
+    assert list((tmp_path / "checkpoints").iterdir()) == []

@@ -1,4 +1,4 @@
-"""Tenants, sessions, sampling sessions and checkpoints, against a real Valkey."""
+"""Tenants, sessions and sampling sessions, against a real Valkey."""
 
 from __future__ import annotations
 
@@ -11,31 +11,13 @@ from core.test_store_operations import CREATE
 from cyclora_core import ids
 from cyclora_core.clock import ManualClock
 from cyclora_core.errors import NotFound, Unavailable
-from cyclora_core.ids import CheckpointKind, CheckpointPath
 from cyclora_core.operations import LoraConfig
-from cyclora_core.records import Checkpoint, SamplingSession, Session
+from cyclora_core.records import SamplingSession, Session
 from cyclora_core.store import Store, patience
 
 
 def session(session_id: str = SESSION_ID, at_ms: int = 1) -> Session:
     return Session(session_id, "tenant-a", at_ms, at_ms, user_metadata={"run": "7"})
-
-
-def checkpoint(name: str, at_ms: int, is_listed: bool = True) -> Checkpoint:
-    path = CheckpointPath(model_id(), CheckpointKind.TRAINING, name)
-    return Checkpoint(
-        path=str(path),
-        tenant_id="tenant-a",
-        model_id=model_id(),
-        kind=path.kind,
-        name=name,
-        base_model="test/base",
-        lora=LoraConfig(8),
-        has_optimizer=True,
-        num_bytes=10,
-        created_at_ms=at_ms,
-        is_listed=is_listed,
-    )
 
 
 async def test_a_key_authenticates_its_tenant_until_it_is_revoked(store: Store) -> None:
@@ -135,31 +117,6 @@ async def test_submitting_seq_id_0_makes_the_model(store: Store) -> None:
     assert (model.tenant_id, model.lora, model.applied_seq_id) == ("tenant-a", LoraConfig(8), -1)
     assert await store.models.list("tenant-a", 0, 10) == ([model], 1)
     assert await store.models.of_session(SESSION_ID) == [model_id()]
-
-
-async def test_unlisted_checkpoints_are_found_by_path_only(store: Store) -> None:
-    await store.checkpoints.put(checkpoint("a", 1))
-    await store.checkpoints.put(checkpoint("b", 2))
-    await store.checkpoints.put(checkpoint("hidden", 3, is_listed=False))
-
-    listed, total = await store.checkpoints.list("tenant-a", 0, 10)
-
-    assert ([each.name for each in listed], total) == (["b", "a"], 2)
-    assert await store.checkpoints.of_model(model_id()) == listed
-    hidden = checkpoint("hidden", 3).path
-    assert await store.checkpoints.get(hidden) is not None
-    assert await store.checkpoints.unlisted_of_model(model_id()) == [hidden]
-    await store.checkpoints.delete(hidden)
-    assert await store.checkpoints.unlisted_of_model(model_id()) == []
-
-
-async def test_a_deleted_checkpoint_is_gone_from_every_list(store: Store) -> None:
-    await store.checkpoints.put(checkpoint("a", 1))
-
-    assert await store.checkpoints.delete(checkpoint("a", 1).path)
-
-    assert await store.checkpoints.list("tenant-a", 0, 10) == ([], 0)
-    assert not await store.checkpoints.delete(checkpoint("a", 1).path)
 
 
 async def test_a_store_that_does_not_answer_is_unavailable(

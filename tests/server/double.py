@@ -31,6 +31,7 @@ from cyclora_core.records import (
     Tenant,
     WorkerStatus,
 )
+from cyclora_core.store.checkpoints import CheckpointFiles
 from cyclora_core.store.memory import MemoryReading
 from cyclora_core.types import BaseModelInfo, ModelRecord
 
@@ -259,6 +260,8 @@ class Operations:
 class Checkpoints:
     def __init__(self) -> None:
         self.records: dict[str, Checkpoint] = {}
+        self.doomed: list[CheckpointFiles] = []
+        self.now_ms = 10_000
 
     def put(self, checkpoint: Checkpoint) -> Checkpoint:
         self.records[checkpoint.path] = checkpoint
@@ -278,8 +281,40 @@ class Checkpoints:
         found = [each for each in self.records.values() if each.tenant_id == tenant_id]
         return found[::-1][offset : offset + limit], len(found)
 
-    async def delete(self, path: str) -> bool:
-        return self.records.pop(path, None) is not None
+    async def set_expiry(self, path: str, expires_at_ms: int | None) -> bool:
+        return self._change(path, expires_at_ms=expires_at_ms)
+
+    async def set_public(self, path: str, is_public: bool) -> bool:
+        return self._change(path, is_public=is_public)
+
+    def _change(self, path: str, **changes: Any) -> bool:
+        if path in self.records:
+            self.records[path] = dataclasses.replace(self.records[path], **changes)
+        return path in self.records
+
+    async def delete(self, path: str) -> CheckpointFiles | None:
+        record = self.records.pop(path, None)
+        if record is None:
+            return None
+        self.doomed.append(CheckpointFiles(path, record.revision))
+        return self.doomed[-1]
+
+    async def drop_expired(self) -> int:
+        expired = [each.path for each in self.records.values() if each.has_expired(self.now_ms)]
+        for path in expired:
+            await self.delete(path)
+        return len(expired)
+
+    async def doomed_files(self, limit: int) -> list[CheckpointFiles]:
+        return self.doomed[:limit]
+
+    async def doom_files(self, files: CheckpointFiles, after_s: float) -> None:
+        assert after_s > 0
+        self.doomed.remove(files)
+        self.doomed.append(files)
+
+    async def files_deleted(self, files: CheckpointFiles) -> None:
+        self.doomed.remove(files)
 
 
 class BaseModels:
@@ -342,13 +377,18 @@ class StorageDouble:
 
     def __init__(self) -> None:
         self.deleted: list[str] = []
+        self.is_stuck = False
 
     def tokenizer_file(self, base_model: str, name: str) -> bytes:
         assert base_model == BASE.name
         return f"contents of {name}".encode()
 
-    def delete_checkpoint(self, path: CheckpointPath) -> None:
+    def delete_revision(self, path: CheckpointPath, revision: str) -> bool:
+        if self.is_stuck:
+            return False
+        assert revision
         self.deleted.append(str(path))
+        return True
 
 
 def model_record(**changes: Any) -> ModelRecord:

@@ -213,3 +213,55 @@ async def test_a_save_that_finds_no_room_says_so_and_leaves_nothing_behind(
     assert len(folders(harness)) == 1
     rest = [await harness.pass_result(second)]
     assert all(same(a, b) for a, b in zip(undisturbed, first + rest, strict=True))
+
+
+async def test_an_expired_checkpoint_is_neither_loaded_nor_sampled(
+    harness: Harness, clock: ManualClock
+) -> None:
+    """A load that was accepted just before must not depend on when the files are deleted."""
+    await run_steps(harness, 0, num_steps=1)
+    body = SaveWeightsBody(str(PATH), ttl_s=3600)
+    await harness.submit(OperationKind.SAVE_WEIGHTS, body, tenant_id="tenant-0")
+    await harness.run_until_idle()
+    await harness.create(1, tenant="tenant-0")
+    clock.advance(3600)
+
+    load_body = LoadWeightsBody(str(PATH), False, harness.base_model.name, LORA)
+    load_request = await harness.submit(
+        OperationKind.LOAD_WEIGHTS, load_body, model=1, tenant_id="tenant-0"
+    )
+    params = SamplingParams(max_tokens=2, seed=11)
+    sample = SampleBody(np.array([5], np.int32), 1, params, str(PATH))
+    owner = ids.sampling_session_id(SESSION_ID, 0)
+    sample_request = await harness.submit(OperationKind.SAMPLE, sample, owner_id=owner)
+    await harness.run_until_idle()
+
+    for request in (load_request, sample_request):
+        error = (await harness.future(request)).error
+        assert error is not None
+        assert "was deleted or has expired" in error.message
+
+
+async def test_a_save_that_is_run_again_keeps_what_was_changed_of_its_checkpoint_meanwhile(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await run_steps(harness, 0, num_steps=1)
+    await save_over(harness)
+    real = Checkpoints.put
+
+    async def recorded_then_killed(self: Checkpoints, checkpoint: Any) -> None:
+        await real(self, checkpoint)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "put", recorded_then_killed)
+        with pytest.raises(KeyboardInterrupt):
+            await harness.run_until_idle()
+    assert await harness.store.checkpoints.set_public(str(PATH), True)
+    await harness.start_worker()
+
+    await harness.run_until_idle()
+
+    checkpoint = await harness.store.checkpoints.get(str(PATH))
+    assert checkpoint is not None
+    assert checkpoint.is_public

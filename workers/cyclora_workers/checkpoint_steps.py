@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from cyclora_core.clock import Clock, SystemClock
 from cyclora_core.errors import UserError
 from cyclora_core.ids import CheckpointKind, CheckpointPath
 from cyclora_core.operations import OperationKind, SaveWeightsBody, SaveWeightsResult
@@ -24,13 +23,12 @@ class CheckpointSteps:
         storage: Storage,
         engine: Engine,
         in_thread: InThread,
-        clock: Clock | None = None,
     ) -> None:
         self._store = store
         self._storage = storage
         self._engine = engine
         self._in_thread = in_thread
-        self._clock = clock or SystemClock()
+        self._clock = store.clock
 
     async def save(
         self, model: ModelRecord, operation: PlannedOperation, body: SaveWeightsBody
@@ -58,25 +56,27 @@ class CheckpointSteps:
             self._write, model.model_id, path, revision, has_optimizer
         )
         now_ms = self._clock.now_ms()
-        await self._store.checkpoints.put(
-            Checkpoint(
-                path=body.path,
-                tenant_id=model.tenant_id,
-                model_id=model.model_id,
-                kind=path.kind,
-                name=path.name,
-                base_model=model.base_model,
-                lora=model.lora,
-                has_optimizer=has_optimizer,
-                num_bytes=num_bytes,
-                created_at_ms=now_ms,
-                request_id=operation.request_id,
-                revision=revision,
-                is_listed=session_id is None,
-                expires_at_ms=None if body.ttl_s is None else now_ms + body.ttl_s * 1000,
-                user_metadata=body.user_metadata,
+        # One that this very save recorded before it was cut off may have been published since.
+        if existing is None or is_other:
+            await self._store.checkpoints.put(
+                Checkpoint(
+                    path=body.path,
+                    tenant_id=model.tenant_id,
+                    model_id=model.model_id,
+                    kind=path.kind,
+                    name=path.name,
+                    base_model=model.base_model,
+                    lora=model.lora,
+                    has_optimizer=has_optimizer,
+                    num_bytes=num_bytes,
+                    created_at_ms=now_ms,
+                    request_id=operation.request_id,
+                    revision=revision,
+                    is_listed=session_id is None,
+                    expires_at_ms=None if body.ttl_s is None else now_ms + body.ttl_s * 1000,
+                    user_metadata=body.user_metadata,
+                )
             )
-        )
         await self._in_thread(self._storage.delete_other_revisions, path, revision)
         if session_id is None:
             return SaveWeightsResult(path=body.path, num_bytes=num_bytes)
@@ -110,8 +110,12 @@ class CheckpointSteps:
         if session is not None and session.finished_reason is None:
             return
         for path in await self._store.checkpoints.unlisted_of_model(model.model_id):
-            await self._store.checkpoints.delete(path)
-            await self._in_thread(self._storage.delete_checkpoint, CheckpointPath.parse(path))
+            files = await self._store.checkpoints.delete(path)
+            if files is None:
+                continue
+            parsed, revision = CheckpointPath.parse(path), files.revision
+            if await self._in_thread(self._storage.delete_revision, parsed, revision):
+                await self._store.checkpoints.files_deleted(files)
 
     def _write(
         self, model_id: str, path: CheckpointPath, revision: str, has_optimizer: bool

@@ -67,6 +67,11 @@ class Store:
         await store.ping()
         return store
 
+    @property
+    def clock(self) -> Clock:
+        """By which this process dates its records."""
+        return self._connection.clock
+
     async def ping(self) -> None:
         await self._connection.ping()
 

@@ -1,34 +1,50 @@
-"""Checkpoints: what is in storage, whose it is and how it was made."""
+"""Checkpoints: what is in storage, whose it is, how it was made and when it ends."""
 
 from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from cyclora_core import codec
 from cyclora_core.records import Checkpoint
 from cyclora_core.store.connection import Connection
 
+MAX_DROPPED_AT_ONCE = 200
+"""Expired checkpoints that are dropped in one go; the rest has its turn soon."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFiles:
+    """One revision of a checkpoint in storage."""
+
+    path: str
+    revision: str
+
+    def __str__(self) -> str:
+        return f"{self.path} {self.revision}"
+
 
 class Checkpoints:
-    """Records of checkpoints by path; the files are in storage."""
+    """Records of checkpoints by path; the files are in storage.
+
+    One that has expired is never returned, whether its record is still there or not. The clock is
+    that of whoever asks.
+    """
 
     def __init__(self, connection: Connection) -> None:
+        self._connection = connection
         self._redis = connection.client
         self._keys = connection.keys
+        self._clock = connection.clock
 
     async def put(self, checkpoint: Checkpoint) -> None:
         """Record a checkpoint whose files are complete, replacing one of the same path."""
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.set(self._keys.checkpoint(checkpoint.path), codec.dump(checkpoint))
-            if checkpoint.is_listed:
-                row = {checkpoint.path: checkpoint.created_at_ms}
-                pipe.zadd(self._keys.checkpoints_of(checkpoint.tenant_id), row)
-                pipe.zadd(self._keys.checkpoints_of_model(checkpoint.model_id), row)
-            else:
-                pipe.sadd(self._keys.unlisted_of_model(checkpoint.model_id), checkpoint.path)
-            await pipe.execute()
+        await self._put(checkpoint, b"")
 
     async def get(self, path: str) -> Checkpoint | None:
-        data = await self._redis.get(self._keys.checkpoint(path))
-        return codec.load(Checkpoint, data) if data else None
+        found = await self._load([path])
+        return found[0] if found else None
 
     async def of_model(self, model_id: str) -> list[Checkpoint]:
         """Newest first."""
@@ -42,26 +58,125 @@ class Checkpoints:
 
     async def list(self, tenant_id: str, offset: int, limit: int) -> tuple[list[Checkpoint], int]:
         """A page, newest first, and the number of all."""
+        # Before counting: pages over rows of which some are left out would not add up.
+        await self.drop_expired()
         key = self._keys.checkpoints_of(tenant_id)
         total = int(await self._redis.zcard(key))
         rows = await self._redis.zrevrange(key, offset, offset + limit - 1)
         return await self._load([row.decode() for row in rows]), total
 
-    async def _load(self, paths: list[str]) -> list[Checkpoint]:
+    async def _load(self, paths: Sequence[str]) -> list[Checkpoint]:
         if not paths:
             return []
         rows = await self._redis.mget([self._keys.checkpoint(path) for path in paths])
-        return [codec.load(Checkpoint, row) for row in rows if row]
+        return self._live(_loaded(rows))
 
-    async def delete(self, path: str) -> bool:
-        """Forget a checkpoint; false when there was none."""
-        checkpoint = await self.get(path)
-        if checkpoint is None:
-            return False
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.delete(self._keys.checkpoint(path))
-            pipe.zrem(self._keys.checkpoints_of(checkpoint.tenant_id), path)
-            pipe.zrem(self._keys.checkpoints_of_model(checkpoint.model_id), path)
-            pipe.srem(self._keys.unlisted_of_model(checkpoint.model_id), path)
-            await pipe.execute()
-        return True
+    def _live(self, found: Sequence[Checkpoint]) -> list[Checkpoint]:
+        now_ms = self._clock.now_ms()
+        return [checkpoint for checkpoint in found if not checkpoint.has_expired(now_ms)]
+
+    async def set_expiry(self, path: str, expires_at_ms: int | None) -> bool:
+        """Have a checkpoint end then, or never; false when there is none."""
+        return await self._change(
+            path, lambda found: dataclasses.replace(found, expires_at_ms=expires_at_ms)
+        )
+
+    async def set_public(self, path: str, is_public: bool) -> bool:
+        """Let every tenant read a checkpoint, or only its own; false when there is none."""
+        return await self._change(
+            path, lambda found: dataclasses.replace(found, is_public=is_public)
+        )
+
+    async def _change(self, path: str, change: Callable[[Checkpoint], Checkpoint]) -> bool:
+        while True:
+            data = await self._redis.get(self._keys.checkpoint(path))
+            found = self._live(_loaded([data]))
+            if not found:
+                return False
+            if await self._put(change(found[0]), data):
+                return True
+
+    async def _put(self, checkpoint: Checkpoint, expected: bytes) -> bool:
+        expires_at_ms = checkpoint.expires_at_ms
+        reply = await self._connection.run(
+            "put_checkpoint",
+            self._keys_of(checkpoint),
+            [
+                checkpoint.path,
+                codec.dump(checkpoint),
+                expected,
+                "" if expires_at_ms is None else expires_at_ms,
+                checkpoint.created_at_ms,
+                int(checkpoint.is_listed),
+                str(_files_of(checkpoint)),
+            ],
+        )
+        return reply == b"put"
+
+    async def delete(self, path: str) -> CheckpointFiles | None:
+        """Forget a checkpoint, expired or not; returns the files to delete, None without it.
+
+        They are found again by ``doomed_files`` until ``files_deleted`` was told, whoever dies
+        in between.
+        """
+        while data := await self._redis.get(self._keys.checkpoint(path)):
+            if files := await self._drop(data):
+                return files
+        return None
+
+    async def drop_expired(self) -> int:
+        """Forget some of the checkpoints that have expired; returns how many."""
+        now_ms = self._clock.now_ms()
+        rows = await self._redis.zrangebyscore(
+            self._keys.expiring_checkpoints(), "-inf", now_ms, 0, MAX_DROPPED_AT_ONCE
+        )
+        num_dropped = 0
+        for path in (row.decode() for row in rows):
+            data = await self._redis.get(self._keys.checkpoint(path))
+            # Renewed since we looked, or between reading it and dropping it: it stays.
+            if data and codec.load(Checkpoint, data).has_expired(now_ms):
+                num_dropped += await self._drop(data) is not None
+        return num_dropped
+
+    async def _drop(self, data: bytes) -> CheckpointFiles | None:
+        checkpoint = codec.load(Checkpoint, data)
+        files = _files_of(checkpoint)
+        reply = await self._connection.run(
+            "drop_checkpoint",
+            self._keys_of(checkpoint),
+            [checkpoint.path, data, str(files), self._clock.now_ms()],
+        )
+        return files if reply == b"dropped" else None
+
+    async def doom_files(self, files: CheckpointFiles, after_s: float) -> None:
+        """Have files deleted that are about to be written, unless they get a record until then."""
+        at_ms = self._clock.now_ms() + round(after_s * 1000)
+        await self._redis.zadd(self._keys.doomed_files(), {str(files): at_ms})
+
+    async def doomed_files(self, limit: int) -> list[CheckpointFiles]:
+        """Files without a record that are to be deleted now, longest overdue first."""
+        rows = await self._redis.zrangebyscore(
+            self._keys.doomed_files(), "-inf", self._clock.now_ms(), 0, limit
+        )
+        return [CheckpointFiles(*row.decode().split(" ")) for row in rows]
+
+    async def files_deleted(self, files: CheckpointFiles) -> None:
+        await self._redis.zrem(self._keys.doomed_files(), str(files))
+
+    def _keys_of(self, checkpoint: Checkpoint) -> list[str]:
+        return [
+            self._keys.checkpoint(checkpoint.path),
+            self._keys.expiring_checkpoints(),
+            self._keys.doomed_files(),
+            self._keys.checkpoints_of(checkpoint.tenant_id),
+            self._keys.checkpoints_of_model(checkpoint.model_id),
+            self._keys.unlisted_of_model(checkpoint.model_id),
+        ]
+
+
+def _loaded(rows: Sequence[bytes | None]) -> list[Checkpoint]:
+    return [codec.load(Checkpoint, row) for row in rows if row]
+
+
+def _files_of(checkpoint: Checkpoint) -> CheckpointFiles:
+    return CheckpointFiles(checkpoint.path, checkpoint.revision)

@@ -98,6 +98,12 @@ class Keys:
     def unlisted_of_model(self, model_id: str) -> str:
         return f"{self.prefix}:model:{model_id}:unlisted"
 
+    def expiring_checkpoints(self) -> str:
+        return f"{self.prefix}:expiring"
+
+    def doomed_files(self) -> str:
+        return f"{self.prefix}:doomed_files"
+
     # Base models, workers, the clock
     def base_models(self) -> str:
         return f"{self.prefix}:base_models"

@@ -34,7 +34,7 @@ async def create_sampling_session(
     services: ServicesDep,
 ) -> Json:
     await access.live_session(services, identity.tenant_id, body.session_id)
-    base_model = await _base_model_to_sample(services, identity, body)
+    base_model, is_shared = await _to_sample(services, identity, body)
     record = SamplingSession(
         sampling_session_id=ids.sampling_session_id(body.session_id, body.sampling_session_seq_id),
         tenant_id=identity.tenant_id,
@@ -43,6 +43,7 @@ async def create_sampling_session(
         weights_path=body.model_path,
         model_path=body.model_path,
         created_at_ms=services.clock.now_ms(),
+        is_shared=is_shared,
     )
     created = await services.store.sampling.create(record)
     if (created.base_model, created.weights_path) != (base_model, body.model_path):
@@ -56,24 +57,28 @@ async def create_sampling_session(
     }
 
 
-async def _base_model_to_sample(
+async def _to_sample(
     services: Services, identity: Identity, body: bodies.CreateSamplingSession
-) -> str:
-    """The base model of a new sampling session; clients may name it beside a checkpoint of it."""
+) -> tuple[str, bool]:
+    """The base model of a new sampling session, and whether its weights are another tenant's.
+
+    Clients may name the base model beside a checkpoint of it.
+    """
     if body.model_path is None:
         if body.base_model is None:
             raise UserError("neither base_model nor model_path was sent; one is needed")
-        return (await access.served_base_model(services, body.base_model)).name
+        return (await access.served_base_model(services, body.base_model)).name, False
     path = CheckpointPath.parse(body.model_path)
     if path.kind is CheckpointKind.EXTERNAL:
         raise UserError(f"path {body.model_path!r} is an export; it cannot be sampled from")
-    checkpoint = await access.owned_checkpoint(services, identity.tenant_id, path)
+    checkpoint = await access.readable_checkpoint(services, identity.tenant_id, path)
     if body.base_model not in (None, checkpoint.base_model):
         raise UserError(
             f"model_path {body.model_path!r} belongs to base model {checkpoint.base_model!r}, "
             f"not to {body.base_model!r}"
         )
-    return (await access.served_base_model(services, checkpoint.base_model)).name
+    base = await access.served_base_model(services, checkpoint.base_model)
+    return base.name, checkpoint.tenant_id != identity.tenant_id
 
 
 @router.get("/samplers/{sampling_session_id}", summary="What a sampling session samples from")
@@ -123,6 +128,10 @@ async def asample(request: Request, identity: IdentityDep, services: ServicesDep
     )
 
     async def draft() -> Draft:
+        if session.is_shared and session.weights_path is not None:
+            # Its owner may have taken it back since the sampling session was opened.
+            path = CheckpointPath.parse(session.weights_path)
+            await access.readable_checkpoint(services, identity.tenant_id, path)
         return await offload(len(raw), _draft, value, session, base, target.request_id)
 
     answer = await submit_draft(services, target, draft)

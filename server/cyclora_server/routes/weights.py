@@ -94,7 +94,7 @@ async def _named_save(
     path = str(CheckpointPath(body.model_id, kind, name))
     if not body.overwrite:
         earlier = await services.store.checkpoints.get(path)
-        if earlier is not None and not access.is_expired(services, earlier):
+        if earlier is not None and not earlier.has_expired(services.clock.now_ms()):
             raise UserError(
                 f"checkpoint {path!r} exists; choose another name, delete it, or set overwrite"
             )
@@ -189,7 +189,7 @@ async def _training_checkpoint(
         raise UserError(
             f"path {body.path!r} holds {path.kind}; a model loads from {CheckpointKind.TRAINING}"
         )
-    checkpoint = await access.owned_checkpoint(services, identity.tenant_id, path)
+    checkpoint = await access.readable_checkpoint(services, identity.tenant_id, path)
     if base_model is not None and checkpoint.base_model != base_model:
         raise UserError(
             f"checkpoint {body.path!r} belongs to base model {checkpoint.base_model!r}; it does "
@@ -215,7 +215,7 @@ async def weights_info(
     services: ServicesDep,
 ) -> Json:
     path = CheckpointPath.parse(body.tinker_path)
-    checkpoint = await access.owned_checkpoint(services, identity.tenant_id, path)
+    checkpoint = await access.readable_checkpoint(services, identity.tenant_id, path)
     return {
         "base_model": checkpoint.base_model,
         "is_lora": True,

@@ -211,6 +211,17 @@ class SaveWeights(Numbered):
     user_metadata: Metadata = Field(default_factory=dict[str, str])
 
 
+class SetTtl(Body):
+    """``.../ttl``; here null does not mean absent."""
+
+    ttl_seconds: int | None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_nulls(cls, value: Any) -> Any:
+        return value
+
+
 class SaveWeightsForSampler(SaveWeights):
     """``save_weights_for_sampler``: named, or ephemeral behind a new sampling session."""
 

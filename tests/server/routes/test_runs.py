@@ -12,7 +12,6 @@ from server.double import (
     MODEL,
     SESSION,
     STRANGER_KEY,
-    StorageDouble,
     StoreDouble,
     checkpoint,
     model_record,
@@ -52,70 +51,6 @@ async def test_training_runs_are_listed_in_pages(
     response = TrainingRunsResponse.model_validate(answer.json())
     assert [run.training_run_id for run in response.training_runs] == [MODEL]
     assert response.cursor.model_dump() == {"offset": 1, "limit": 1, "total_count": 2}
-
-
-async def test_the_sdk_understands_a_checkpoint(
-    client: httpx.AsyncClient, store: StoreDouble
-) -> None:
-    store.checkpoints.put(checkpoint(expires_at_ms=5_000_000, user_metadata={"a": "b"}))
-
-    answer = await client.get(f"/api/v1/training_runs/{MODEL}/checkpoints")
-
-    [listed] = types.CheckpointsListResponse.model_validate(answer.json()).checkpoints
-    assert listed.checkpoint_id == "weights/final"
-    assert listed.checkpoint_type == "training"
-    assert listed.tinker_path == f"tinker://{MODEL}/weights/final"
-    assert listed.size_bytes == 123
-    assert listed.time.tzinfo is not None
-    assert listed.expires_at is not None
-    assert listed.user_metadata == {"a": "b"}
-
-
-async def test_all_checkpoints_of_a_tenant_are_listed_newest_first(
-    client: httpx.AsyncClient, store: StoreDouble
-) -> None:
-    for name in ("old", "new"):
-        store.checkpoints.put(checkpoint(name))
-
-    answer = await client.get("/api/v1/checkpoints", params={"limit": 1000})
-
-    response = types.CheckpointsListResponse.model_validate(answer.json())
-    assert [each.checkpoint_id for each in response.checkpoints] == ["weights/new", "weights/old"]
-    assert response.cursor is not None
-    assert response.cursor.total_count == 2
-
-
-async def test_deleting_a_checkpoint_removes_its_record_and_its_files(
-    client: httpx.AsyncClient, store: StoreDouble, storage: StorageDouble
-) -> None:
-    path = store.checkpoints.put(checkpoint()).path
-
-    answer = await client.delete(FINAL)
-
-    assert answer.status_code == 200
-    assert not store.checkpoints.records
-    assert storage.deleted == [path]
-
-
-async def test_deleting_a_checkpoint_twice_is_refused_the_second_time(
-    client: httpx.AsyncClient, store: StoreDouble
-) -> None:
-    store.checkpoints.put(checkpoint())
-    await client.delete(FINAL)
-
-    assert (await client.delete(FINAL)).status_code == 404
-
-
-@pytest.mark.parametrize("name", [".hidden", "%2e%2e", "a%20b"])
-async def test_a_name_that_is_no_checkpoints_never_reaches_storage(
-    client: httpx.AsyncClient, storage: StorageDouble, name: str
-) -> None:
-    url = f"/api/v1/training_runs/{MODEL}/checkpoints/weights/{name}"
-
-    answer = await client.delete(url)
-
-    assert answer.status_code in (400, 404, 405)
-    assert storage.deleted == []
 
 
 @pytest.mark.parametrize(
