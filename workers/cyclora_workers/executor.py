@@ -7,11 +7,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import structlog
 
 from cyclora_core.errors import FencedOut, UserError
-from cyclora_core.ids import CheckpointPath
 from cyclora_core.operations import (
     Body,
     LoadWeightsBody,
@@ -21,10 +21,12 @@ from cyclora_core.operations import (
     PassBody,
     Result,
 )
+from cyclora_core.records import Checkpoint
 from cyclora_core.storage import Storage
 from cyclora_core.store import Store
 from cyclora_core.store.operations import Outcome
 from cyclora_core.types import Cycle, ModelRecord, PlannedModel, PlannedOperation
+from cyclora_workers.checkpoint_reads import read_checkpoint
 from cyclora_workers.checkpoint_steps import CheckpointSteps
 from cyclora_workers.engine import Engine, Pass, PassOutcome
 from cyclora_workers.outcomes import as_outcome
@@ -213,13 +215,12 @@ class Executor:
                 return await self._checkpoints.save(run.record, operation, body)  # type: ignore[arg-type]
 
     async def _load(self, model_id: str, body: LoadWeightsBody) -> None:
-        checkpoint = await self._store.checkpoints.get(body.path)
-        if checkpoint is None:
-            raise UserError(f"checkpoint {body.path!r} was deleted or has expired")
-        path = CheckpointPath.parse(body.path)
-        folder = self._storage.checkpoint_dir(path, checkpoint.revision)
         load = partial(self._engine.load, optimizer=body.optimizer)
-        await self._in_thread(load, model_id, body.lora, folder)
+
+        async def read(_checkpoint: Checkpoint, folder: Path) -> None:
+            await self._in_thread(load, model_id, body.lora, folder)
+
+        await read_checkpoint(self._store, self._storage, body.path, read)
 
     async def _settle(
         self,

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
 import structlog
 
-from cyclora_core.errors import FencedOut, ServerError, UserError
-from cyclora_core.ids import CheckpointPath
+from cyclora_core.errors import FencedOut, ServerError
 from cyclora_core.operations import OperationKind, SampleBody, SampleResult
+from cyclora_core.records import Checkpoint
 from cyclora_core.storage import Storage
 from cyclora_core.store import Store
 from cyclora_core.store.operations import Outcome
 from cyclora_core.types import PlannedSample
+from cyclora_workers.checkpoint_reads import read_checkpoint
 from cyclora_workers.engine import Engine
 from cyclora_workers.outcomes import as_outcome
 from cyclora_workers.recovery import InThread, decode_body
@@ -64,15 +67,14 @@ class SampleDesk:
                 await self._settle(sample, as_outcome(error, 0, sample.request_id), 0)
 
     async def _admit(self, request_id: str, body: SampleBody) -> None:
-        lora, folder = None, None
-        if body.weights_path is not None:
-            checkpoint = await self._store.checkpoints.get(body.weights_path)
-            if checkpoint is None:
-                raise UserError(f"checkpoint {body.weights_path!r} was deleted or has expired")
-            lora = checkpoint.lora
-            path = CheckpointPath.parse(body.weights_path)
-            folder = self._storage.checkpoint_dir(path, checkpoint.revision)
-        await self._in_thread(self._engine.admit, request_id, body, lora, folder)
+        admit = partial(self._in_thread, self._engine.admit, request_id, body)
+        if body.weights_path is None:
+            return await admit(None, None)
+
+        async def read(checkpoint: Checkpoint, folder: Path) -> None:
+            await admit(checkpoint.lora, folder)
+
+        return await read_checkpoint(self._store, self._storage, body.weights_path, read)
 
     async def settle(self, finished: Sequence[FinishedSample]) -> None:
         for each in finished:
