@@ -137,11 +137,13 @@ async def load_weights(request: Request, identity: IdentityDep, services: Servic
     async def draft(model: ModelRecord, base: BaseModelInfo) -> Draft:
         body = parse(bodies.LoadWeights, value)
         checkpoint = await _training_checkpoint(services, identity, body, base.name)
-        if checkpoint.lora.lora_rank != model.lora.lora_rank:
-            raise UserError(
-                f"checkpoint {body.path!r} has lora_rank {checkpoint.lora.lora_rank}; the model "
-                f"has {model.lora.lora_rank}, and a load does not change it"
-            )
+        for name in ("lora_rank", "train_attn", "train_mlp", "train_unembed"):
+            theirs, mine = getattr(checkpoint.lora, name), getattr(model.lora, name)
+            if theirs != mine:
+                raise UserError(
+                    f"checkpoint {body.path!r} has {name} {theirs}; the model has {mine}, and a "
+                    "load does not change it; create a model from the checkpoint instead"
+                )
         return Draft.of(_load_body(body, checkpoint))
 
     return await submit_for_model(

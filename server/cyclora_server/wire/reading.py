@@ -6,12 +6,23 @@ because several years of SDK versions are to work against one server.
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, TypeVar
 
 import pydantic_core
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ValidationError,
+    model_validator,
+)
 
 from cyclora_server.problems import InvalidBody, describe_violations
+
+MAX_METADATA_CHARS = 64 * 1024
+"""Of all names and values of one object's metadata: every list that shows the object holds them."""
 
 
 class Body(BaseModel):
@@ -50,15 +61,19 @@ def _stringified(value: Any) -> Any:
         return value
     items: dict[Any, Any] = value
     return {
-        str(name): item if isinstance(item, str) else _as_text(item) for name, item in items.items()
+        str(name): item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)
+        for name, item in items.items()
     }
 
 
-def _as_text(item: Any) -> str:
-    return str(item).lower() if isinstance(item, bool) else str(item)
+def _bounded(metadata: dict[str, str]) -> dict[str, str]:
+    num_chars = sum(len(name) + len(text) for name, text in metadata.items())
+    if num_chars > MAX_METADATA_CHARS:
+        raise ValueError(f"has {num_chars} characters; at most {MAX_METADATA_CHARS} are kept")
+    return metadata
 
 
-Metadata = Annotated[dict[str, str], BeforeValidator(_stringified)]
+Metadata = Annotated[dict[str, str], BeforeValidator(_stringified), AfterValidator(_bounded)]
 
 
 def read_json(raw: bytes) -> Any:

@@ -175,6 +175,10 @@ async def test_a_load_carries_what_the_checkpoint_was_made_of(
         ({"has_optimizer": False}, "holds no optimizer state"),
         ({"base_model": "org/other"}, "belongs to base model 'org/other'"),
         ({"lora": LoraConfig(lora_rank=16)}, "has lora_rank 16; the model has 8"),
+        (
+            {"lora": LoraConfig(lora_rank=8, train_mlp=False)},
+            "has train_mlp False; the model has True",
+        ),
     ],
 )
 async def test_a_checkpoint_that_does_not_fit_fails_the_load(

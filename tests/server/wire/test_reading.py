@@ -7,7 +7,7 @@ from tinker import types
 
 from cyclora_server.problems import InvalidBody
 from cyclora_server.wire import bodies
-from cyclora_server.wire.reading import parse, read_json
+from cyclora_server.wire.reading import MAX_METADATA_CHARS, parse, read_json
 
 
 def test_unknown_fields_are_ignored() -> None:
@@ -43,7 +43,8 @@ def test_lora_defaults_are_the_sdks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(1, "1"), (True, "true"), ("a", "a"), (1.5, "1.5"), ([1], "[1]")]
+    ("value", "text"),
+    [(1, "1"), (True, "true"), ("a", "a"), (1.5, "1.5"), ({"b": [None]}, '{"b": [null]}')],
 )
 def test_metadata_values_become_text(value: Any, text: str) -> None:
     body = parse(bodies.CreateSession, {"user_metadata": {"k": value}})
@@ -59,6 +60,11 @@ def test_a_violation_names_the_field_and_the_value() -> None:
 def test_metadata_that_is_no_object_is_refused() -> None:
     with pytest.raises(InvalidBody, match="user_metadata"):
         parse(bodies.CreateSession, {"user_metadata": [1]})
+
+
+def test_metadata_is_bounded() -> None:
+    with pytest.raises(InvalidBody, match="at most 65536 are kept"):
+        parse(bodies.CreateSession, {"user_metadata": {"k": "v" * MAX_METADATA_CHARS}})
 
 
 def test_what_is_not_json_is_refused() -> None:
