@@ -100,8 +100,6 @@ class Checkpoint:
     user_metadata: Mapping[str, str] = field(default_factory=dict[str, str])
     is_public: bool = False
     """Whether tenants other than its own may load it, sample from it and copy it."""
-    copied_from: str | None = None
-    """The path it was copied from; None for one that was saved."""
 
     def has_expired(self, now_ms: int) -> bool:
         return self.expires_at_ms is not None and self.expires_at_ms <= now_ms

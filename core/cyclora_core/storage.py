@@ -12,6 +12,7 @@ Nothing a tenant sends becomes a path before its grammar was checked.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 from collections.abc import Iterable
@@ -74,9 +75,40 @@ class Storage:
         _remove_empty(*list(folder.parents)[:3])
         return True
 
+    def copy_revision(
+        self,
+        source: CheckpointPath,
+        source_revision: str,
+        target: CheckpointPath,
+        target_revision: str,
+    ) -> None:
+        """Make one revision's files exist a second time, as a revision that nobody else writes.
+
+        They share their bytes where the file system can (they are never written to again), and each
+        can be deleted without the other. Whatever is there of the source is copied: whether that
+        was all of it, its record says if it is the same afterwards.
+
+        Raises:
+            FileNotFoundError: the source is gone.
+            OSError: there is no room. No file is left of the copy.
+        """
+        files = list(self.checkpoint_dir(source, source_revision).iterdir())
+        folder = self.checkpoint_dir(target, target_revision)
+        folder.mkdir(parents=True)
+        try:
+            for file in files:
+                _link_or_copy(file, folder / file.name)
+            for made in (folder, *list(folder.parents)[:4]):
+                _sync(made)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
     def delete_other_revisions(self, path: CheckpointPath, revision: str) -> None:
         """Delete what a revision that its record names has replaced, or what was cut off."""
-        for child in self._checkpoint(path).iterdir():
+        folder = self._checkpoint(path)
+        # Its owner may have deleted the checkpoint as soon as it was recorded.
+        for child in folder.iterdir() if folder.is_dir() else ():
             if child.name != revision:
                 shutil.rmtree(child, ignore_errors=True)
 
@@ -150,3 +182,22 @@ def _remove_empty(*folders: Path) -> None:
     for folder in folders:
         with contextlib.suppress(OSError):  # not empty, or gone already
             folder.rmdir()
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:  # not every file system has links, nor do they reach into another
+        shutil.copyfile(source, target)
+        _sync(target)
+
+
+def _sync(path: Path) -> None:
+    """Bring a file, or the entries of a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -68,6 +68,10 @@ class ModelRecord:
     user_metadata: dict[str, str]
     is_ended: bool = False
     """Whether it was unloaded: its state is gone, and nothing more can be done with it."""
+    copied_from: str | None = None
+    """The checkpoint that it holds a copy of, and nothing else; None for one that was trained."""
+    project_id: str | None = None
+    """Of a copy, which has no session whose project counts."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,8 +41,12 @@ async def owned_model(services: Services, tenant_id: str, model_id: str) -> Mode
     """A model of this tenant."""
     model = await services.store.models.get(model_id) if ids.is_model_id(model_id) else None
     if model is None or model.tenant_id != tenant_id:
-        raise NotFound(f"model {model_id[:100]!r} does not exist")
+        raise NotFound(no_model(model_id))
     return model
+
+
+def no_model(model_id: str) -> str:
+    return f"model {model_id[:100]!r} does not exist"
 
 
 async def owned_sampling_session(
@@ -98,7 +102,7 @@ async def readable_run(
         readable = [each for each in found if _is_readable(services, tenant_id, each)]
         if model.tenant_id == tenant_id or readable:
             return model, readable
-    raise NotFound(f"model {model_id[:100]!r} does not exist")
+    raise NotFound(no_model(model_id))
 
 
 async def served_base_model(services: Services, name: str) -> BaseModelInfo:

@@ -21,6 +21,7 @@ from cyclora_server.ports import StoragePort, StorePort
 from cyclora_server.routes import (
     admin,
     checkpoints,
+    copies,
     futures,
     runs,
     sampling,
@@ -101,6 +102,7 @@ def create_app(settings: Settings, store: StorePort, storage: StoragePort, clock
         futures.router,
         runs.router,
         checkpoints.router,
+        copies.router,
         tokenizers.router,
         admin.router,
     ):

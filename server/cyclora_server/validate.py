@@ -6,6 +6,7 @@ Every refusal names what was wrong, the offending value, and what would be accep
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from cyclora_core import ids
@@ -25,6 +26,7 @@ MAX_TTL_S = 10 * 365 * 24 * 3600
 EPHEMERAL_PREFIX = "ephemeral-"
 """Names of unlisted sampler checkpoints start with this; a tenant's own names may not."""
 
+_PROJECT_RE = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _SEEDS = 2**64
 _SAMPLER_KINDS = ("snapshot", "inflight")
 
@@ -156,6 +158,27 @@ def check_ttl(ttl_s: int | None) -> None:
         raise UserError(
             f"ttl_seconds is {ttl_s}; expected {MIN_TTL_S} (one hour) to {MAX_TTL_S} (ten years)"
         )
+
+
+def check_no_access_token(token: Any) -> None:
+    """Refuse a token by name; its value, which is secret, is not repeated."""
+    if token is not None:
+        raise UserError(
+            "weights_access_token is not supported by this server; have the checkpoint's owner "
+            "publish it"
+        )
+
+
+def project_id(text: str | None) -> str:
+    """A project that a client named; a project is a label within a tenant, made by its use."""
+    if text is None:
+        raise UserError("destination_project_id is missing; name the project to own the copy")
+    if not _PROJECT_RE.fullmatch(text):
+        raise UserError(
+            f"project_id {text[:140]!r} is not allowed; use 1 to 128 characters of "
+            "A-Z a-z 0-9 . _ : -"
+        )
+    return text
 
 
 def check_sampler_kind(kind: str) -> None:

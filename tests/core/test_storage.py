@@ -102,3 +102,73 @@ def test_deleting_a_revision_spares_the_one_that_replaced_it(tmp_path: Path) -> 
     assert storage.delete_revision(path, "7")
     assert storage.delete_revision(path, "7")
     assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+SOURCE = CheckpointPath(MODEL, CheckpointKind.TRAINING, "source")
+TARGET = CheckpointPath(MODEL.replace("1", "2"), CheckpointKind.TRAINING, "source")
+
+
+def saved(storage: Storage) -> Path:
+    folder = storage.checkpoint_dir(SOURCE, "3")
+    folder.mkdir(parents=True)
+    (folder / "weights").write_text("numbers")
+    return folder
+
+
+def test_a_copy_shares_bytes_with_its_source_and_outlives_it(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    folder = saved(storage)
+
+    storage.copy_revision(SOURCE, "3", TARGET, "77")
+    copy = storage.checkpoint_dir(TARGET, "77")
+    assert (copy / "weights").stat().st_ino == (folder / "weights").stat().st_ino
+    storage.delete_revision(SOURCE, "3")
+
+    assert (copy / "weights").read_text() == "numbers"
+
+
+def test_a_copy_is_made_where_files_cannot_be_linked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(tmp_path)
+    folder = saved(storage)
+
+    def no_links(*_: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr("os.link", no_links)
+    storage.copy_revision(SOURCE, "3", TARGET, "77")
+
+    copy = storage.checkpoint_dir(TARGET, "77") / "weights"
+    assert copy.read_text() == "numbers"
+    assert copy.stat().st_ino != (folder / "weights").stat().st_ino
+
+
+def test_a_copy_of_nothing_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        Storage(tmp_path).copy_revision(SOURCE, "3", TARGET, "77")
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_copy_that_finds_no_room_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(tmp_path)
+    saved(storage)
+
+    def no_room(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.link", no_room)
+    monkeypatch.setattr("shutil.copyfile", no_room)
+    with pytest.raises(OSError, match="No space"):
+        storage.copy_revision(SOURCE, "3", TARGET, "77")
+
+    assert not storage.checkpoint_dir(TARGET, "77").exists()
+
+
+def test_nothing_is_left_to_delete_of_a_checkpoint_that_is_gone(tmp_path: Path) -> None:
+    Storage(tmp_path).delete_other_revisions(SOURCE, "3")
+
+    assert list(tmp_path.iterdir()) == []

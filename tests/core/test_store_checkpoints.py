@@ -194,3 +194,72 @@ async def test_one_sweep_drops_a_bounded_number(
         await store.checkpoints.put(checkpoint(name, expires_at_ms=clock.now_ms()))
 
     assert [await store.checkpoints.drop_expired() for _ in range(3)] == [2, 1, 0]
+
+
+async def test_a_copy_is_recorded_with_its_run_and_only_once(
+    store: Store, clock: ManualClock
+) -> None:
+    files = CheckpointFiles(PATH, "3")
+    await store.checkpoints.doom_files(files, 60.0)
+    copy = checkpoint("a", expires_at_ms=in_an_hour(clock))
+
+    assert await store.copies.record(copy, "tinker://source", "proj")
+    await store.checkpoints.delete(PATH)
+    assert not await store.copies.record(copy, "tinker://source", "proj")
+
+    assert await store.checkpoints.get(PATH) is None
+    run = await store.models.get(model_id())
+    assert run is not None
+    assert (run.is_ended, run.copied_from, run.project_id) == (True, "tinker://source", "proj")
+
+
+async def test_a_recorded_copy_is_listed_and_expires_like_a_save(
+    store: Store, clock: ManualClock
+) -> None:
+    await store.checkpoints.doom_files(FILES, 60.0)
+    copy = checkpoint("a", expires_at_ms=in_an_hour(clock))
+    await store.copies.record(copy, "tinker://source", None)
+    clock.advance(60)
+    assert await store.checkpoints.doomed_files(10) == []
+    assert await store.checkpoints.list("tenant-a", 0, 10) == ([copy], 1)
+    clock.advance(3540)
+
+    assert await store.checkpoints.drop_expired() == 1
+    assert await store.checkpoints.doomed_files(10) == [FILES]
+
+
+async def test_a_list_without_external_checkpoints_counts_and_pages_without_them(
+    store: Store,
+) -> None:
+    for at_ms, name in enumerate(("a", "b", "c", "d")):
+        path = CheckpointPath(model_id(), CheckpointKind.EXTERNAL, name)
+        kind = {"path": str(path), "kind": path.kind} if name in "bd" else {}
+        await store.checkpoints.put(checkpoint(name, at_ms, **kind))
+
+    every, total = await store.checkpoints.list("tenant-a", 0, 10)
+    second, others = await store.checkpoints.list("tenant-a", 1, 1, with_external=False)
+
+    assert ([each.name for each in every], total) == (["d", "c", "b", "a"], 4)
+    assert ([each.name for each in second], others) == (["a"], 2)
+
+
+async def test_a_list_counts_nothing_that_has_expired_however_much_that_is(
+    store: Store, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cyclora_core.store.checkpoints.MAX_DROPPED_AT_ONCE", 2)
+    for name in "abcde":
+        await store.checkpoints.put(checkpoint(name, expires_at_ms=clock.now_ms()))
+    kept = checkpoint("kept")
+    await store.checkpoints.put(kept)
+
+    assert await store.checkpoints.list("tenant-a", 0, 10) == ([kept], 1)
+
+
+async def test_the_checkpoints_of_several_runs_come_in_the_order_asked_for(store: Store) -> None:
+    for at_ms, name in enumerate(("old", "new")):
+        await store.checkpoints.put(checkpoint(name, at_ms))
+
+    none, found = await store.checkpoints.of_models([model_id(5), model_id()])
+
+    assert none == []
+    assert [each.name for each in found] == ["new", "old"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -154,12 +154,44 @@ class Models:
     async def get(self, model_id: str) -> ModelRecord | None:
         return self.records.get(model_id)
 
-    async def list(self, tenant_id: str, offset: int, limit: int) -> tuple[list[ModelRecord], int]:
-        found = [each for each in self.records.values() if each.tenant_id == tenant_id]
-        return found[::-1][offset : offset + limit], len(found)
-
     async def of_session(self, session_id: str) -> list[str]:
         return [key for key, each in self.records.items() if each.session_id == session_id]
+
+
+class Runs:
+    def __init__(self, models: Models, sessions: Sessions, checkpoints: Checkpoints) -> None:
+        self._models = models
+        self._sessions = sessions
+        self._checkpoints = checkpoints
+
+    async def list(self, tenant_id: str, offset: int, limit: int) -> tuple[list[ModelRecord], int]:
+        return self._page(offset, limit, lambda model: model.tenant_id == tenant_id)
+
+    async def list_of_project(
+        self, tenant_id: str, project_id: str, offset: int, limit: int
+    ) -> tuple[list[ModelRecord], int]:
+        def is_in_it(model: ModelRecord) -> bool:
+            inherited = self._sessions.records[model.session_id].project_id
+            return model.tenant_id == tenant_id and project_id in (model.project_id, inherited)
+
+        return self._page(offset, limit, is_in_it)
+
+    async def list_accessible(
+        self, tenant_id: str, offset: int, limit: int
+    ) -> tuple[list[ModelRecord], int]:
+        records = self._checkpoints.records.values()
+        published = {each.model_id for each in records if each.is_public}
+        return self._page(
+            offset,
+            limit,
+            lambda model: model.tenant_id == tenant_id or model.model_id in published,
+        )
+
+    def _page(
+        self, offset: int, limit: int, is_shown: Callable[[ModelRecord], bool]
+    ) -> tuple[list[ModelRecord], int]:
+        found = [each for each in self._models.records.values() if is_shown(each)]
+        return found[::-1][offset : offset + limit], len(found)
 
 
 class Futures:
@@ -273,12 +305,20 @@ class Checkpoints:
     async def of_model(self, model_id: str) -> list[Checkpoint]:
         return [each for each in self.records.values() if each.model_id == model_id][::-1]
 
+    async def of_models(self, model_ids: Sequence[str]) -> list[list[Checkpoint]]:
+        return [await self.of_model(model_id) for model_id in model_ids]
+
     async def unlisted_of_model(self, model_id: str) -> list[str]:
         records = self.records.values()
         return [each.path for each in records if each.model_id == model_id and not each.is_listed]
 
-    async def list(self, tenant_id: str, offset: int, limit: int) -> tuple[list[Checkpoint], int]:
-        found = [each for each in self.records.values() if each.tenant_id == tenant_id]
+    async def list(
+        self, tenant_id: str, offset: int, limit: int, *, with_external: bool = True
+    ) -> tuple[list[Checkpoint], int]:
+        hidden = () if with_external else (CheckpointKind.EXTERNAL,)
+        records = self.records.values()
+        found = [each for each in records if each.tenant_id == tenant_id]
+        found = [each for each in found if each.kind not in hidden]
         return found[::-1][offset : offset + limit], len(found)
 
     async def set_expiry(self, path: str, expires_at_ms: int | None) -> bool:
@@ -310,11 +350,31 @@ class Checkpoints:
 
     async def doom_files(self, files: CheckpointFiles, after_s: float) -> None:
         assert after_s > 0
-        self.doomed.remove(files)
+        if files in self.doomed:
+            self.doomed.remove(files)
         self.doomed.append(files)
 
     async def files_deleted(self, files: CheckpointFiles) -> None:
         self.doomed.remove(files)
+
+
+class Copies:
+    def __init__(self, models: Models, checkpoints: Checkpoints) -> None:
+        self._models = models
+        self._checkpoints = checkpoints
+
+    async def record(self, copy: Checkpoint, copied_from: str, project_id: str | None) -> bool:
+        if copy.model_id in self._models.records:
+            return False
+        self._models.records[copy.model_id] = model_record(
+            model_id=copy.model_id,
+            tenant_id=copy.tenant_id,
+            is_ended=True,
+            copied_from=copied_from,
+            project_id=project_id,
+        )
+        self._checkpoints.put(copy)
+        return True
 
 
 class BaseModels:
@@ -363,6 +423,8 @@ class StoreDouble:
         self.futures = Futures()
         self.operations = Operations(self.futures, self.models)
         self.checkpoints = Checkpoints()
+        self.copies = Copies(self.models, self.checkpoints)
+        self.runs = Runs(self.models, self.sessions, self.checkpoints)
         self.base_models = BaseModels()
         self.workers = Workers()
         self.gaps = Gaps()
@@ -377,11 +439,27 @@ class StorageDouble:
 
     def __init__(self) -> None:
         self.deleted: list[str] = []
+        self.copied: list[tuple[str, str]] = []
         self.is_stuck = False
+        self.error: OSError | None = None
+        self.on_copy: Callable[[], object] = lambda: None
 
     def tokenizer_file(self, base_model: str, name: str) -> bytes:
         assert base_model == BASE.name
         return f"contents of {name}".encode()
+
+    def copy_revision(
+        self,
+        source: CheckpointPath,
+        source_revision: str,
+        target: CheckpointPath,
+        target_revision: str,
+    ) -> None:
+        assert source_revision != target_revision
+        if self.error is not None:
+            raise self.error
+        self.copied.append((str(source), str(target)))
+        self.on_copy()
 
     def delete_revision(self, path: CheckpointPath, revision: str) -> bool:
         if self.is_stuck:

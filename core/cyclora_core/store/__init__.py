@@ -5,12 +5,14 @@ from __future__ import annotations
 from cyclora_core.clock import Clock, SystemClock
 from cyclora_core.store.checkpoints import Checkpoints
 from cyclora_core.store.connection import DEFAULT_TIMEOUT_S, Connection
+from cyclora_core.store.copies import Copies
 from cyclora_core.store.cycles import Cycles
 from cyclora_core.store.futures import Futures
 from cyclora_core.store.gaps import Gaps
 from cyclora_core.store.memory import Memory
 from cyclora_core.store.models import Models
 from cyclora_core.store.operations import Operations
+from cyclora_core.store.runs import Runs
 from cyclora_core.store.sessions import SamplingSessions, Sessions
 from cyclora_core.store.tenants import Tenants
 from cyclora_core.store.workers import BaseModels, Workers
@@ -30,6 +32,8 @@ class Store:
         self.operations = Operations(connection)
         self.futures = Futures(connection)
         self.checkpoints = Checkpoints(connection)
+        self.copies = Copies(connection)
+        self.runs = Runs(connection, self.models, self.sessions, self.checkpoints)
         self.base_models = BaseModels(connection)
         self.workers = Workers(connection)
         self.cycles = Cycles(connection)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cyclora_core import codec
+from cyclora_core.ids import CheckpointKind
 from cyclora_core.records import Checkpoint
 from cyclora_core.store.connection import Connection
 
@@ -48,7 +49,20 @@ class Checkpoints:
 
     async def of_model(self, model_id: str) -> list[Checkpoint]:
         """Newest first."""
-        rows = await self._redis.zrevrange(self._keys.checkpoints_of_model(model_id), 0, -1)
+        [found] = await self.of_models([model_id])
+        return found
+
+    async def of_models(self, model_ids: Sequence[str]) -> list[list[Checkpoint]]:
+        """Each model's, newest first."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for model_id in model_ids:
+                pipe.zrevrange(self._keys.checkpoints_of_model(model_id), 0, -1)
+            paths = [[row.decode() for row in rows] for rows in await pipe.execute()]
+        return [await self._load(each) for each in paths]
+
+    async def published(self) -> list[Checkpoint]:
+        """Every tenant's that every tenant may read, in no particular order."""
+        rows = await self._redis.smembers(self._keys.published_checkpoints())
         return await self._load([row.decode() for row in rows])
 
     async def unlisted_of_model(self, model_id: str) -> list[str]:
@@ -56,13 +70,21 @@ class Checkpoints:
         rows = await self._redis.smembers(self._keys.unlisted_of_model(model_id))
         return sorted(row.decode() for row in rows)
 
-    async def list(self, tenant_id: str, offset: int, limit: int) -> tuple[list[Checkpoint], int]:
+    async def list(
+        self, tenant_id: str, offset: int, limit: int, *, with_external: bool = True
+    ) -> tuple[list[Checkpoint], int]:
         """A page, newest first, and the number of all."""
         # Before counting: pages over rows of which some are left out would not add up.
-        await self.drop_expired()
+        while await self.drop_expired() == MAX_DROPPED_AT_ONCE:
+            pass
         key = self._keys.checkpoints_of(tenant_id)
-        total = int(await self._redis.zcard(key))
-        rows = await self._redis.zrevrange(key, offset, offset + limit - 1)
+        if with_external:
+            total = int(await self._redis.zcard(key))
+            rows = await self._redis.zrevrange(key, offset, offset + limit - 1)
+        else:
+            kind = f"/{CheckpointKind.EXTERNAL}/".encode()
+            others = [row for row in await self._redis.zrevrange(key, 0, -1) if kind not in row]
+            rows, total = others[offset : offset + limit], len(others)
         return await self._load([row.decode() for row in rows]), total
 
     async def _load(self, paths: Sequence[str]) -> list[Checkpoint]:
@@ -108,7 +130,8 @@ class Checkpoints:
                 "" if expires_at_ms is None else expires_at_ms,
                 checkpoint.created_at_ms,
                 int(checkpoint.is_listed),
-                str(_files_of(checkpoint)),
+                str(files_of(checkpoint)),
+                int(checkpoint.is_public),
             ],
         )
         return reply == b"put"
@@ -140,7 +163,7 @@ class Checkpoints:
 
     async def _drop(self, data: bytes) -> CheckpointFiles | None:
         checkpoint = codec.load(Checkpoint, data)
-        files = _files_of(checkpoint)
+        files = files_of(checkpoint)
         reply = await self._connection.run(
             "drop_checkpoint",
             self._keys_of(checkpoint),
@@ -171,6 +194,7 @@ class Checkpoints:
             self._keys.checkpoints_of(checkpoint.tenant_id),
             self._keys.checkpoints_of_model(checkpoint.model_id),
             self._keys.unlisted_of_model(checkpoint.model_id),
+            self._keys.published_checkpoints(),
         ]
 
 
@@ -178,5 +202,5 @@ def _loaded(rows: Sequence[bytes | None]) -> list[Checkpoint]:
     return [codec.load(Checkpoint, row) for row in rows if row]
 
 
-def _files_of(checkpoint: Checkpoint) -> CheckpointFiles:
+def files_of(checkpoint: Checkpoint) -> CheckpointFiles:
     return CheckpointFiles(checkpoint.path, checkpoint.revision)

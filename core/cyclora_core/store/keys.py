@@ -98,6 +98,9 @@ class Keys:
     def unlisted_of_model(self, model_id: str) -> str:
         return f"{self.prefix}:model:{model_id}:unlisted"
 
+    def published_checkpoints(self) -> str:
+        return f"{self.prefix}:published"
+
     def expiring_checkpoints(self) -> str:
         return f"{self.prefix}:expiring"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from cyclora_core.operations import LoraConfig
 from cyclora_core.records import NewModel
@@ -28,8 +28,16 @@ class Models:
         key = self._keys.models_of(tenant_id)
         total = int(await self._redis.zcard(key))
         rows = await self._redis.zrevrange(key, offset, offset + limit - 1)
-        found = [await self.get(row.decode()) for row in rows]
-        return [model for model in found if model is not None], total
+        return await self.get_many([row.decode() for row in rows]), total
+
+    async def get_many(self, model_ids: Sequence[str]) -> list[ModelRecord]:
+        """Those that exist, in the given order."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for model_id in model_ids:
+                pipe.hgetall(self._keys.model(model_id))
+            rows = [as_dict(row) for row in await pipe.execute()]
+        pairs = zip(model_ids, rows, strict=True)
+        return [model_record(model_id, fields) for model_id, fields in pairs if fields]
 
     async def of_session(self, session_id: str) -> list[str]:
         rows = await self._redis.zrange(self._keys.models_of_session(session_id), 0, -1)
@@ -94,4 +102,6 @@ def model_record(model_id: str, fields: Mapping[str, str]) -> ModelRecord:
         epoch=int(fields["epoch"]),
         user_metadata=json.loads(fields["user_metadata"]),
         is_ended=fields.get("is_ended") == "1",
+        copied_from=fields.get("copied_from"),
+        project_id=fields.get("project_id"),
     )

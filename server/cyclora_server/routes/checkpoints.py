@@ -13,6 +13,7 @@ from cyclora_core.records import Checkpoint
 from cyclora_server import access, validate
 from cyclora_server.auth import Identity, IdentityDep, needs_key
 from cyclora_server.body import documented, json_body
+from cyclora_server.sdk import KnowsExternalDep
 from cyclora_server.services import Json, Services, ServicesDep
 from cyclora_server.wire import bodies
 
@@ -33,16 +34,29 @@ _TYPES = {
     "/training_runs/{run}/checkpoints",
     summary="All checkpoints of a training run; of another tenant's, those that are published",
 )
-async def list_run_checkpoints(run: str, identity: IdentityDep, services: ServicesDep) -> Json:
+async def list_run_checkpoints(
+    run: str, identity: IdentityDep, services: ServicesDep, knows_external: KnowsExternalDep
+) -> Json:
     _, checkpoints = await access.readable_run(services, identity.tenant_id, run)
-    return {"checkpoints": [describe(each) for each in checkpoints]}
+    shown = [
+        describe(each)
+        for each in checkpoints
+        if knows_external or each.kind is not CheckpointKind.EXTERNAL
+    ]
+    return {"checkpoints": shown}
 
 
 @router.get("/checkpoints", summary="The tenant's checkpoints, newest first")
 async def list_checkpoints(
-    identity: IdentityDep, services: ServicesDep, limit: Limit = 100, offset: Offset = 0
+    identity: IdentityDep,
+    services: ServicesDep,
+    knows_external: KnowsExternalDep,
+    limit: Limit = 100,
+    offset: Offset = 0,
 ) -> Json:
-    found, total = await services.store.checkpoints.list(identity.tenant_id, offset, limit)
+    found, total = await services.store.checkpoints.list(
+        identity.tenant_id, offset, limit, with_external=knows_external
+    )
     return {
         "checkpoints": [describe(each) for each in found],
         "cursor": cursor(offset, limit, total),
@@ -108,7 +122,7 @@ async def _owned_path(
     services: Services, identity: Identity, run: str, kind: CheckpointKind, name: str
 ) -> CheckpointPath:
     if not is_model_id(run):
-        raise NotFound(f"model {run[:100]!r} does not exist")
+        raise NotFound(access.no_model(run))
     path = CheckpointPath(run, kind, check_name(name))
     await access.owned_checkpoint(services, identity.tenant_id, path)
     return path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated, Any
@@ -10,13 +9,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from cyclora_core.clock import as_datetime
+from cyclora_core.errors import NotFound
 from cyclora_core.ids import CheckpointKind
 from cyclora_core.records import Checkpoint
 from cyclora_core.types import ModelRecord
 from cyclora_server import access
 from cyclora_server.auth import IdentityDep, needs_key
 from cyclora_server.routes.checkpoints import Limit, Offset, cursor, describe
-from cyclora_server.services import Json, Services, ServicesDep
+from cyclora_server.services import Json, ServicesDep
 
 router = APIRouter(prefix="/api/v1", tags=["training runs"], dependencies=needs_key)
 
@@ -31,19 +31,38 @@ class AccessScope(StrEnum):
 
 
 Scope = Annotated[AccessScope, Query(alias="access_scope")]
+ProjectId = Annotated[str | None, Query(min_length=1, max_length=200)]
 
 
-@router.get("/training_runs", summary="The tenant's training runs, newest first")
+@router.get(
+    "/training_runs",
+    summary="Training runs, newest first",
+    description="`access_scope=accessible` adds those of others that have a published checkpoint. "
+    "`project_id` leaves those of one project, which are always the tenant's own.",
+)
 async def list_training_runs(
     identity: IdentityDep,
     services: ServicesDep,
     limit: Limit = 20,
     offset: Offset = 0,
-    _scope: Scope = AccessScope.OWNED,
+    scope: Scope = AccessScope.OWNED,
+    project_id: ProjectId = None,
 ) -> Json:
-    models, total = await services.store.models.list(identity.tenant_id, offset, limit)
-    runs = await asyncio.gather(*(_own_run(services, model) for model in models))
-    return {"training_runs": runs, "cursor": cursor(offset, limit, total)}
+    runs, tenant_id = services.store.runs, identity.tenant_id
+    if project_id is not None:
+        models, total = await runs.list_of_project(tenant_id, project_id, offset, limit)
+    elif scope is AccessScope.ACCESSIBLE:
+        models, total = await runs.list_accessible(tenant_id, offset, limit)
+    else:
+        models, total = await runs.list(tenant_id, offset, limit)
+    found = await services.store.checkpoints.of_models([model.model_id for model in models])
+    return {
+        "training_runs": [
+            _describe_run(tenant_id, model, checkpoints)
+            for model, checkpoints in zip(models, found, strict=True)
+        ],
+        "cursor": cursor(offset, limit, total),
+    }
 
 
 @router.get(
@@ -55,26 +74,24 @@ async def list_training_runs(
 async def get_training_run(
     run: str, identity: IdentityDep, services: ServicesDep, scope: Scope = AccessScope.OWNED
 ) -> Json:
-    if scope is AccessScope.OWNED:
-        return await _own_run(services, await access.owned_model(services, identity.tenant_id, run))
     model, checkpoints = await access.readable_run(services, identity.tenant_id, run)
-    if model.tenant_id == identity.tenant_id:
-        return _describe_run(model, checkpoints, model.last_request_at_ms, model.user_metadata)
-    # What its owner does now, and has noted about it, was not published.
-    return _describe_run(model, checkpoints, checkpoints[0].created_at_ms, {})
-
-
-async def _own_run(services: Services, model: ModelRecord) -> dict[str, Any]:
-    checkpoints = await services.store.checkpoints.of_model(model.model_id)
-    return _describe_run(model, checkpoints, model.last_request_at_ms, model.user_metadata)
+    if scope is AccessScope.OWNED and model.tenant_id != identity.tenant_id:
+        raise NotFound(access.no_model(run))
+    return _describe_run(identity.tenant_id, model, checkpoints)
 
 
 def _describe_run(
-    model: ModelRecord,
-    checkpoints: Sequence[Checkpoint],
-    last_request_at_ms: int,
-    user_metadata: dict[str, str],
+    tenant_id: str, model: ModelRecord, checkpoints: Sequence[Checkpoint]
 ) -> dict[str, Any]:
+    """A run as its owner sees it, or as others do.
+
+    What its owner does now, and has noted about it, was not published.
+    """
+    last_request_at_ms, user_metadata = model.last_request_at_ms, model.user_metadata
+    if model.tenant_id != tenant_id:
+        checkpoints = [each for each in checkpoints if each.is_public]
+        times = [each.created_at_ms for each in checkpoints]
+        last_request_at_ms, user_metadata = max(times, default=model.created_at_ms), {}
     newest: dict[CheckpointKind, Checkpoint] = {}
     for checkpoint in checkpoints:
         newest.setdefault(checkpoint.kind, checkpoint)

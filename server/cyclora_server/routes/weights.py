@@ -186,6 +186,7 @@ async def _training_checkpoint(
     services: Services, identity: Identity, body: bodies.LoadWeights, base_model: str | None
 ) -> Checkpoint:
     """The checkpoint to load; ``base_model`` None takes whichever it was trained on."""
+    validate.check_no_access_token(body.weights_access_token)
     path = CheckpointPath.parse(body.path)
     if path.kind is not CheckpointKind.TRAINING:
         raise UserError(

@@ -211,6 +211,17 @@ class SaveWeights(Numbered):
     user_metadata: Metadata = Field(default_factory=dict[str, str])
 
 
+class CopyWeights(Body):
+    """``copy_weights``: into a project, or into a slot of a session."""
+
+    source_path: str
+    destination_project_id: str | None = None
+    session_id: str | None = None
+    model_seq_id: int | None = Field(default=None, ge=0, le=MAX_SEQ_ID)
+    ttl_seconds: int | None = None
+    weights_access_token: Any = None
+
+
 class SetTtl(Body):
     """``.../ttl``; here null does not mean absent."""
 
@@ -240,6 +251,7 @@ class LoadWeights(Body):
     optimizer_config: OptimizerConfig = OptimizerConfig()
     base_model: str | None = None
     user_metadata: Metadata = Field(default_factory=dict[str, str])
+    weights_access_token: Any = None
 
 
 class WeightsInfo(Body):

@@ -288,3 +288,39 @@ async def test_weights_that_were_taken_back_are_not_sampled_by_strangers_any_mor
     error = store.submitted(after.json()["request_id"]).error
     assert error is not None
     assert "does not exist or has expired" in error.message
+
+
+@pytest.mark.parametrize(
+    ("version", "is_shown"),
+    [
+        ("0.24.1", False),
+        ("0.28.9", False),
+        ("0.29.0", True),
+        ("0.38.0", True),
+        ("1.0.0", True),
+        (None, True),
+        ("nightly", True),
+    ],
+)
+async def test_external_checkpoints_are_shown_to_sdks_that_know_them(
+    client: httpx.AsyncClient, store: StoreDouble, version: str | None, is_shown: bool
+) -> None:
+    store.checkpoints.put(checkpoint("kept"))
+    store.checkpoints.put(checkpoint("exported", CheckpointKind.EXTERNAL))
+    headers = {"X-Stainless-Package-Version": version} if version else {}
+
+    of_run = await client.get(f"/api/v1/training_runs/{MODEL}/checkpoints", headers=headers)
+    mine = await client.get("/api/v1/checkpoints", headers=headers)
+
+    expected = {"training"} | ({"external"} if is_shown else set())
+    for answer in (of_run, mine):
+        found = types.CheckpointsListResponse.model_validate(answer.json()).checkpoints
+        assert {each.checkpoint_type for each in found} == expected
+    assert mine.json()["cursor"]["total_count"] == len(expected)
+
+
+@pytest.mark.parametrize("params", [{"limit": 0}, {"limit": 1001}, {"offset": -1}])
+async def test_a_page_that_cannot_be_is_refused(
+    client: httpx.AsyncClient, params: dict[str, int]
+) -> None:
+    assert (await client.get("/api/v1/checkpoints", params=params)).status_code == 422

@@ -83,3 +83,58 @@ async def test_lists_hold_nothing_of_other_tenants(
 
     assert runs["training_runs"] == []
     assert checkpoints["checkpoints"] == []
+
+
+async def test_a_list_leaves_the_runs_of_one_project(
+    client: httpx.AsyncClient, store: StoreDouble
+) -> None:
+    copy = model_record(model_id=ids.model_id(SESSION, 1), project_id="proj", is_ended=True)
+    store.models.records[copy.model_id] = copy
+
+    answer = await client.get("/api/v1/training_runs", params={"project_id": "proj"})
+
+    response = TrainingRunsResponse.model_validate(answer.json())
+    assert [run.training_run_id for run in response.training_runs] == [copy.model_id]
+    assert response.cursor.total_count == 1
+
+
+async def test_anothers_published_run_is_listed_for_who_asks_for_it(
+    client: httpx.AsyncClient, store: StoreDouble
+) -> None:
+    store.models.records[MODEL] = model_record(user_metadata={"secret": "plan"})
+    store.checkpoints.put(checkpoint("shared", is_public=True))
+    store.checkpoints.put(checkpoint("private", created_at_ms=2000))
+    headers = {"X-API-Key": STRANGER_KEY}
+    seen: list[list[types.TrainingRun]] = []
+    for scope in ("owned", "accessible"):
+        params = {"access_scope": scope}
+        answer = await client.get("/api/v1/training_runs", params=params, headers=headers)
+        seen.append(TrainingRunsResponse.model_validate(answer.json()).training_runs)
+
+    owned, [run] = seen
+    assert owned == []
+    assert run.user_metadata == {}
+    assert run.last_request_time.timestamp() == 1.0
+    assert run.last_checkpoint is not None
+    assert run.last_checkpoint.checkpoint_id == "weights/shared"
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"limit": 0},
+        {"limit": 1001},
+        {"offset": -1},
+        {"offset": 2**60},
+        {"limit": "many"},
+        {"access_scope": "everyones"},
+        {"project_id": ""},
+    ],
+)
+async def test_a_page_that_cannot_be_is_refused(
+    client: httpx.AsyncClient, params: dict[str, object]
+) -> None:
+    answer = await client.get("/api/v1/training_runs", params=params)  # type: ignore[arg-type]
+
+    assert answer.status_code == 422
+    assert next(iter(params)) in answer.json()["detail"]

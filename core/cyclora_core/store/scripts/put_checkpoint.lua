@@ -1,8 +1,10 @@
 -- Record a checkpoint, or change what is recorded of one.
 -- KEYS: 1 checkpoint  2 expiring (zset: path -> ms)  3 doomed_files (zset: files -> ms)
 --       4 checkpoints_of_tenant (zset)  5 checkpoints_of_model (zset)  6 unlisted_of_model (set)
+--       7 published (set)
 -- ARGV: 1 path  2 record  3 record as it was read, or "" to replace whatever is there
 --       4 expires_at_ms, or ""  5 created_at_ms  6 is_listed (1 or 0)  7 files
+--       8 is_public (1 or 0)
 -- Returns: "put" or "changed".
 -- Atomic because a change worked out from a record that was replaced, renewed or dropped meanwhile
 -- would undo that, and because a record and the time it expires at must agree.
@@ -14,6 +16,7 @@ else
   redis.call('ZADD', KEYS[2], ARGV[4], ARGV[1])
 end
 redis.call('ZREM', KEYS[3], ARGV[7])
+redis.call(ARGV[8] == '1' and 'SADD' or 'SREM', KEYS[7], ARGV[1])
 if ARGV[6] == '1' then
   redis.call('ZADD', KEYS[4], ARGV[5], ARGV[1])
   redis.call('ZADD', KEYS[5], ARGV[5], ARGV[1])

@@ -1,0 +1,58 @@
+"""Copies of checkpoints: each in a training run of its own, which cannot be trained on."""
+
+from __future__ import annotations
+
+import json
+
+from cyclora_core import codec
+from cyclora_core.ids import session_of
+from cyclora_core.records import Checkpoint, NewModel
+from cyclora_core.store.checkpoints import files_of
+from cyclora_core.store.connection import Connection
+from cyclora_core.store.models import new_model_fields
+
+
+class Copies:
+    """Records copies; the files are in storage by then."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._keys = connection.keys
+
+    async def record(self, copy: Checkpoint, copied_from: str, project_id: str | None) -> bool:
+        """Record a copy and its training run; false when that run exists already."""
+        keys, expires_at_ms = self._keys, copy.expires_at_ms
+        run = NewModel(session_of(copy.model_id), copy.lora)
+        fields: dict[str, str | int] = {
+            **new_model_fields(run, copy.tenant_id, copy.base_model, copy.created_at_ms),
+            # No client may take the run's number for a model: that one's first request is used up.
+            "logged_seq_id": 0,
+            "applied_seq_id": 0,
+            "is_ended": 1,
+            "copied_from": copied_from,
+        }
+        if project_id is not None:
+            fields["project_id"] = project_id
+        reply = await self._connection.run(
+            "record_copy",
+            [
+                keys.model(copy.model_id),
+                keys.models_of(copy.tenant_id),
+                keys.models_of_session(run.session_id),
+                keys.checkpoint(copy.path),
+                keys.expiring_checkpoints(),
+                keys.doomed_files(),
+                keys.checkpoints_of(copy.tenant_id),
+                keys.checkpoints_of_model(copy.model_id),
+            ],
+            [
+                copy.model_id,
+                json.dumps({name: str(value) for name, value in fields.items()}),
+                copy.created_at_ms,
+                copy.path,
+                codec.dump(copy),
+                "" if expires_at_ms is None else expires_at_ms,
+                str(files_of(copy)),
+            ],
+        )
+        return reply == b"recorded"
