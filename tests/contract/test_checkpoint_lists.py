@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import tinker
-from tinker.lib.api_future_impl import APIFuture
+from tinker.lib.public_interfaces.api_future import APIFuture
 
 from contract.builders import datum, train
 from contract.conftest import BASE_MODEL, Running

@@ -8,7 +8,8 @@ from typing import Any
 import httpx
 import pytest
 import tinker
-from tinker import APIFuture, types
+from tinker import types
+from tinker.lib.public_interfaces.api_future import APIFuture
 
 from contract.builders import datum, logprobs, train
 from contract.conftest import Running
