@@ -7,58 +7,16 @@ tenants share.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 import numpy as np
 
 from cyclora_core.errors import UserError
+from cyclora_core.losses import LossRule, check_thresholds, full_config, loss_rule
 from cyclora_core.operations import Datum, PassBody
 from cyclora_core.payload import Array
 from cyclora_core.types import BaseModelInfo
 
 MAX_TARGETS_PER_POSITION = 256
 """K of top-K targets [N, K]; each costs a logprob per position."""
-
-_CLIP = frozenset({"clip_low_threshold", "clip_high_threshold"})
-_POLICY_INPUTS = frozenset({"target_tokens", "logprobs", "advantages"})
-
-
-@dataclass(frozen=True, slots=True)
-class LossRule:
-    """What one loss function takes."""
-
-    inputs: frozenset[str]
-    optional_inputs: frozenset[str] = frozenset()
-    config: frozenset[str] = frozenset()
-    takes_top_k: bool = False
-
-
-LOSS_RULES = {
-    "cross_entropy": LossRule(frozenset({"target_tokens", "weights"}), takes_top_k=True),
-    "importance_sampling": LossRule(_POLICY_INPUTS),
-    "ppo": LossRule(_POLICY_INPUTS, _CLIP, _CLIP),
-    "cispo": LossRule(_POLICY_INPUTS, _CLIP, _CLIP),
-    "dro": LossRule(_POLICY_INPUTS, config=frozenset({"beta"})),
-}
-
-_NOT_SUPPORTED = frozenset({"gspo", "stable_reinforce", "custom"})
-
-
-def check_loss_fn(loss_fn: str) -> LossRule:
-    """The rule of a loss function by its name.
-
-    Raises:
-        UserError: it is unknown, or known to Tinker and not supported here.
-    """
-    if loss_fn in _NOT_SUPPORTED:
-        raise UserError(
-            f"loss_fn {loss_fn!r} is not supported by this server; use ppo or importance_sampling"
-        )
-    if loss_fn not in LOSS_RULES:
-        known = ", ".join(LOSS_RULES)
-        raise UserError(f"loss_fn {loss_fn[:60]!r} is unknown; expected one of {known}")
-    return LOSS_RULES[loss_fn]
 
 
 def check_pass(body: PassBody, base: BaseModelInfo) -> None:
@@ -67,12 +25,13 @@ def check_pass(body: PassBody, base: BaseModelInfo) -> None:
     Raises:
         UserError: with the first thing that is wrong.
     """
-    rule = check_loss_fn(body.loss_fn)
-    _check_config(body, rule)
+    rule = loss_rule(body.loss_fn)
+    config = full_config(body.loss_fn, body.loss_fn_config)
     if not body.data:
         raise UserError("data is empty; expected at least one datum")
     for i, datum in enumerate(body.data):
         _check_datum(f"data[{i}]", datum, body.loss_fn, rule, base)
+        check_thresholds(f"data[{i}]", datum.loss_fn_inputs, config)
 
 
 def check_tokens(where: str, tokens: Array, vocab_size: int) -> None:
@@ -80,24 +39,6 @@ def check_tokens(where: str, tokens: Array, vocab_size: int) -> None:
     if tokens.size and (tokens.min() < 0 or tokens.max() >= vocab_size):
         bad = tokens[(tokens < 0) | (tokens >= vocab_size)][0]
         raise UserError(f"{where} has token id {bad}; expected 0..{vocab_size - 1}")
-
-
-def _check_config(body: PassBody, rule: LossRule) -> None:
-    for name, value in body.loss_fn_config.items():
-        if name not in rule.config:
-            raise UserError(
-                f"loss_fn_config has {name[:60]!r}, which {body.loss_fn} does not take; "
-                f"expected {_names(rule.config)}"
-            )
-        if not math.isfinite(value):
-            raise UserError(f"loss_fn_config[{name!r}] is {value}; expected a finite number")
-    low = body.loss_fn_config.get("clip_low_threshold", -math.inf)
-    high = body.loss_fn_config.get("clip_high_threshold", math.inf)
-    if low > high:
-        raise UserError(
-            f"clip_low_threshold {low} is above clip_high_threshold {high}; they bound the "
-            "probability ratio from below and above"
-        )
 
 
 def _check_datum(

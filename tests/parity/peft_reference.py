@@ -12,9 +12,9 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from cyclora_core.losses import LOSS_RULES
 from cyclora_core.operations import Datum, PassBody
 from cyclora_workers.adapter import LORA_ALPHA, AdapterState
-from cyclora_workers.losses import LOSSES
 
 
 @contextmanager
@@ -87,7 +87,7 @@ class PeftReference:
 def reference_loss(body: PassBody, datum: Datum, logprobs: Tensor) -> Tensor:
     """The published formulas, left to autograd."""
     inputs = {key: torch.from_numpy(value) for key, value in datum.loss_fn_inputs.items()}
-    config = {**LOSSES[body.loss_fn].config_defaults, **body.loss_fn_config}
+    config = {**LOSS_RULES[body.loss_fn].config, **body.loss_fn_config}
     if body.loss_fn == "cross_entropy":
         return -(logprobs * inputs["weights"]).sum()
     advantages, difference = inputs["advantages"], logprobs - inputs["logprobs"]

@@ -27,6 +27,9 @@ GRADIENT = {
 }
 """Gradients of tests' tiny models, whose elements are of order 1."""
 
+LOSS = {torch.float32: Tolerance(1e-5, 1e-5)}
+"""Loss values, logprobs and gradients of one loss function; gradients in units of the largest."""
+
 AFTER_STEPS = {torch.float32: Tolerance(1e-3, 2e-4)}
 """Weights after several AdamW steps. Adam divides by the gradient's own size, so an element whose
 gradient is near zero amplifies a difference of rounding up to the learning rate."""

@@ -70,7 +70,11 @@ def test_an_unknown_loss_is_refused_with_the_known_ones() -> None:
 
 @pytest.mark.parametrize("loss_fn", ["gspo", "stable_reinforce", "custom"])
 def test_a_loss_that_tinker_has_and_we_do_not_is_refused_by_name(loss_fn: str) -> None:
-    refused(a_pass(loss_fn), f"{loss_fn!r} is not supported .*; use ppo or importance_sampling")
+    refused(a_pass(loss_fn), f"{loss_fn!r} is not supported .*use ppo or importance_sampling")
+
+
+def test_the_refusal_of_stable_reinforce_gives_the_reason() -> None:
+    refused(a_pass("stable_reinforce"), "its formula is not public")
 
 
 def test_a_missing_loss_input_is_named() -> None:
@@ -96,10 +100,32 @@ def test_a_config_value_that_is_no_number_is_refused(value: float) -> None:
     refused(a_pass("dro", config={"beta": value}), "expected a finite number")
 
 
-def test_clip_thresholds_that_cross_are_refused() -> None:
-    config = {"clip_low_threshold": 1.2, "clip_high_threshold": 0.8}
-
-    refused(a_pass("ppo", config=config), "clip_low_threshold 1.2 is above clip_high_threshold 0.8")
+@pytest.mark.parametrize(
+    ("config", "inputs", "complaint"),
+    [
+        (
+            {"clip_low_threshold": 1.25, "clip_high_threshold": 0.75},
+            {},
+            "loss_fn_config: clip_low_threshold 1.25 is above clip_high_threshold 0.75",
+        ),
+        ({"clip_low_threshold": 1.25}, {}, "1.25 is above clip_high_threshold 1.2;"),
+        (
+            {},
+            {"clip_low_threshold": floats(0.5, 0.75), "clip_high_threshold": floats(1, 0.5)},
+            r"data\[0\] at token 1: clip_low_threshold 0.75 is above clip_high_threshold 0.5",
+        ),
+        (
+            {"clip_high_threshold": 1.5},
+            {"clip_low_threshold": floats(1.5, 1.75)},
+            r"data\[0\] at token 1: clip_low_threshold 1.75 is above clip_high_threshold 1.5",
+        ),
+    ],
+)
+def test_clip_thresholds_that_cross_are_refused(
+    config: dict[str, float], inputs: dict[str, Any], complaint: str
+) -> None:
+    """The tokens' own, the config's, and a token's own beside the config's other one."""
+    refused(a_pass("ppo", config=config, **inputs), complaint)
 
 
 def test_empty_data_are_refused() -> None:

@@ -125,6 +125,21 @@ def policy_body(
     return PassBody(loss_fn, config or {}, data)
 
 
+def top_k(lengths: Sequence[int], widths: Sequence[int], seed: int = 0) -> PassBody:
+    """A cross_entropy body with targets [N, K], K in turn from ``widths``."""
+    data: list[Datum] = []
+    for index, length in enumerate(lengths):
+        rng = np.random.default_rng([seed, index])
+        shape = (length, widths[index % len(widths)])
+        weights = rng.normal(size=shape) * (rng.random(shape) < 0.6)
+        inputs: dict[str, Any] = {
+            "target_tokens": rng.integers(0, VOCAB_SIZE, shape),
+            "weights": weights.astype(np.float32),
+        }
+        data.append(Datum(rng.integers(0, VOCAB_SIZE, length).astype(np.int32), inputs))
+    return PassBody("cross_entropy", {}, data)
+
+
 def item(
     state: AdapterState, body: PassBody, request_id: str = "r", *, needs_gradient: bool = True
 ) -> PassItem:

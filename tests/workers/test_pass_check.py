@@ -48,8 +48,8 @@ def test_a_good_body_passes(good: PassBody) -> None:
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (body("gspo"), "loss_fn 'gspo' is unknown"),
-        (PassBody("dro", {"gamma": 0.1}, []), "no key 'gamma'"),
+        (body("hinge"), "loss_fn 'hinge' is unknown"),
+        (PassBody("dro", {"gamma": 0.1}, []), "has 'gamma', which dro does not take"),
         (body(tokens=[]), "datum 0 has 0 tokens; 1 to 8"),
         (body(tokens=[1] * 9), "datum 0 has 9 tokens; 1 to 8"),
         (
@@ -66,6 +66,10 @@ def test_a_good_body_passes(good: PassBody) -> None:
         (body("ppo", target_tokens=np.zeros((3, 1), np.int64)), r"ppo needs \(3,\), one row"),
         (body(weights=[1.0, 2.0]), r"weights of datum 0 has shape \(2,\)"),
         (body(weights=[1.0, float("nan"), 0.0]), "weights of datum 0 holds a value that is not"),
+        (
+            body("ppo", clip_low_threshold=[0.8, 0.8, 1.3]),
+            "datum 0 at token 2: clip_low_threshold 1.3 is",
+        ),
         (body("ppo", logprobs=[0.0, -np.inf, 0.0]), "logprobs of datum 0 holds a value that is"),
     ],
 )

@@ -28,6 +28,7 @@ from workers.builders import (
     policy_body,
     random_adapter,
     run,
+    top_k,
 )
 
 BLOCK_TOKENS = 24
@@ -49,7 +50,18 @@ def neighbours(base_model: BaseModel, step: int) -> list[PassItem]:
         item(large, policy_body("ppo", [30, 3, 1, 60, 5 + step], step), "large"),
         item(other, policy_body("dro", [2, 2], step), "other"),
         item(other, cross_entropy([9, 4], step), "forward", needs_gradient=False),
+        item(small, top_k([5, 26, 3], [4, 1, 9], step), "top-k"),
     ]
+
+
+def mixed_losses(step: int) -> PassBody:
+    """A body of one model; each step has another loss function."""
+    lengths = [7, 13, 1, 9, 30]
+    return [
+        cross_entropy(lengths, step),
+        top_k(lengths, [2, 5, 1], step),
+        policy_body("ppo", lengths, step),
+    ][step]
 
 
 def train(
@@ -60,7 +72,7 @@ def train(
     results: list[PassResult] = []
     weights: list[Tensor] = []
     for step in range(3):
-        mine = item(state, cross_entropy([7, 13, 1, 9, 30], step), "mine")
+        mine = item(state, mixed_losses(step), "mine")
         others = neighbours(base_model, step) if beside_others else []
         # In another place of the pack in each step.
         items = [*others[:step], mine, *others[step:]]
@@ -142,8 +154,14 @@ def test_the_microbatch_split_changes_no_bit(base_model: BaseModel, max_tokens: 
         assert torch.equal(mine, other)
 
 
-def test_an_operation_spread_over_cycles_gives_the_same_bits(base_model: BaseModel) -> None:
-    body = cross_entropy([7, 13, 1, 9, 30, 4])
+@pytest.mark.parametrize(
+    "body",
+    [cross_entropy([7, 13, 1, 9, 30, 4]), top_k([7, 13, 1, 9, 30, 4], [3, 1, 6])],
+    ids=["cross_entropy", "top-K"],
+)
+def test_an_operation_spread_over_cycles_gives_the_same_bits(
+    base_model: BaseModel, body: PassBody
+) -> None:
     whole, spread = random_adapter(base_model, 4, 0), random_adapter(base_model, 4, 0)
     expected = run(base_model, [item(whole, body)], max_block_tokens=BLOCK_TOKENS).results()["r"]
 

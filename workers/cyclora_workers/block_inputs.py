@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cyclora_core.losses import Config
 from cyclora_core.operations import Datum
 from cyclora_core.payload import Array
-from cyclora_workers.losses import Config, Inputs
+from cyclora_workers.losses import Inputs
 
 TARGETS = "target_tokens"
 

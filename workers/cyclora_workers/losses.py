@@ -12,21 +12,15 @@ Source:
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from cyclora_core.errors import UserError
+from cyclora_core.losses import CLIP_HIGH, CLIP_LOW, Config
 
 Inputs = Mapping[str, Tensor]
-Config = Mapping[str, float]
-
-CLIP_LOW = "clip_low_threshold"
-CLIP_HIGH = "clip_high_threshold"
 
 
 class TokenLoss(NamedTuple):
@@ -38,19 +32,6 @@ class TokenLoss(NamedTuple):
 
 LossFunction = Callable[[Tensor, Inputs, Config], TokenLoss]
 """From fp32 logprobs, the other inputs in the same shape, and a full config."""
-
-
-@dataclass(frozen=True, slots=True)
-class LossSpec:
-    """A loss function, and what a datum and ``loss_fn_config`` must hold for it."""
-
-    compute: LossFunction
-    required_inputs: Sequence[str]
-    """Beside target_tokens, which every loss function needs."""
-    optional_inputs: Sequence[str] = ()
-    config_defaults: Config = field(default_factory=dict[str, float])
-    has_top_k_targets: bool = False
-    """Whether inputs may be [N, K]."""
 
 
 def cross_entropy(logprobs: Tensor, inputs: Inputs, config: Config) -> TokenLoss:
@@ -129,43 +110,10 @@ def _clip(ratio_N: Tensor, inputs: Inputs, config: Config) -> Tensor:
     return ratio_N.clamp(low_N, high_N)
 
 
-_POLICY_INPUTS = ("logprobs", "advantages")
-_CLIPS = (CLIP_LOW, CLIP_HIGH)
-
-LOSSES: Mapping[str, LossSpec] = {
-    "cross_entropy": LossSpec(cross_entropy, ("weights",), has_top_k_targets=True),
-    "importance_sampling": LossSpec(importance_sampling, _POLICY_INPUTS),
-    "ppo": LossSpec(ppo, _POLICY_INPUTS, _CLIPS, {CLIP_LOW: 0.8, CLIP_HIGH: 1.2}),
-    "cispo": LossSpec(cispo, _POLICY_INPUTS, _CLIPS, {CLIP_LOW: 0.0, CLIP_HIGH: 4.0}),
-    "dro": LossSpec(dro, _POLICY_INPUTS, config_defaults={"beta": 0.05}),
+LOSSES: Mapping[str, LossFunction] = {
+    "cross_entropy": cross_entropy,
+    "importance_sampling": importance_sampling,
+    "ppo": ppo,
+    "cispo": cispo,
+    "dro": dro,
 }
-
-
-def loss_spec(loss_fn: str) -> LossSpec:
-    """The loss function of that name.
-
-    Raises:
-        UserError: there is none.
-    """
-    if loss_fn not in LOSSES:
-        raise UserError(f"loss_fn {loss_fn!r} is unknown; use one of {', '.join(LOSSES)}")
-    return LOSSES[loss_fn]
-
-
-def full_config(loss_fn: str, config: Config) -> Config:
-    """The config with its defaults filled in.
-
-    Raises:
-        UserError: a key is unknown, a value is not finite, or the clip thresholds are swapped.
-    """
-    defaults = loss_spec(loss_fn).config_defaults
-    for key, value in config.items():
-        if key not in defaults:
-            known = ", ".join(defaults) or "none"
-            raise UserError(f"loss_fn_config of {loss_fn} has no key {key!r}; known: {known}")
-        if not math.isfinite(value):
-            raise UserError(f"loss_fn_config {key} is {value}; it must be finite")
-    merged = {**defaults, **config}
-    if CLIP_LOW in merged and merged[CLIP_LOW] > merged[CLIP_HIGH]:
-        raise UserError(f"{CLIP_LOW} {merged[CLIP_LOW]} is above {CLIP_HIGH} {merged[CLIP_HIGH]}")
-    return merged

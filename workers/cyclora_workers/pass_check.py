@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from cyclora_core.errors import UserError
+from cyclora_core.losses import LossRule, check_thresholds, full_config, loss_rule
 from cyclora_core.operations import Datum, PassBody
 from cyclora_core.payload import Array
-from cyclora_workers.losses import LossSpec, full_config, loss_spec
 
 
 def check_pass(body: PassBody, vocab_size: int, max_context_length: int) -> None:
@@ -16,10 +16,11 @@ def check_pass(body: PassBody, vocab_size: int, max_context_length: int) -> None
     Raises:
         UserError: an unknown loss function or config key; a datum that is empty or too long, has a
             token outside of the vocabulary, lacks an input, has one that its loss function does not
-            read, or one of another shape than its target_tokens, or that is not finite.
+            read, or one of another shape than its target_tokens, or that is not finite, or has clip
+            thresholds that cross.
     """
-    full_config(body.loss_fn, body.loss_fn_config)
-    spec = loss_spec(body.loss_fn)
+    config = full_config(body.loss_fn, body.loss_fn_config)
+    rule = loss_rule(body.loss_fn)
     for index, datum in enumerate(body.data):
         num_tokens = len(datum.tokens)
         if not 1 <= num_tokens <= max_context_length:
@@ -27,16 +28,16 @@ def check_pass(body: PassBody, vocab_size: int, max_context_length: int) -> None
                 f"datum {index} has {num_tokens} tokens; 1 to {max_context_length} are accepted"
             )
         _check_vocabulary(f"model_input of datum {index}", datum.tokens, vocab_size)
-        _check_inputs(index, datum, body.loss_fn, spec)
+        _check_inputs(index, datum, body.loss_fn, rule)
+        check_thresholds(f"datum {index}", datum.loss_fn_inputs, config)
         targets = datum.loss_fn_inputs["target_tokens"]
         _check_vocabulary(f"target_tokens of datum {index}", targets, vocab_size)
 
 
-def _check_inputs(index: int, datum: Datum, loss_fn: str, spec: LossSpec) -> None:
-    required = {"target_tokens", *spec.required_inputs}
-    accepted = required | set(spec.optional_inputs)
+def _check_inputs(index: int, datum: Datum, loss_fn: str, rule: LossRule) -> None:
+    accepted = rule.inputs | rule.optional_inputs
     found = datum.loss_fn_inputs.keys()
-    if missing := required - found:
+    if missing := rule.inputs - found:
         raise UserError(f"datum {index} lacks {_listed(missing)}, which {loss_fn} needs")
     if unknown := found - accepted:
         raise UserError(
@@ -45,9 +46,9 @@ def _check_inputs(index: int, datum: Datum, loss_fn: str, spec: LossSpec) -> Non
         )
     shape = datum.loss_fn_inputs["target_tokens"].shape
     num_tokens = len(datum.tokens)
-    is_top_k = spec.has_top_k_targets and len(shape) == 2 and shape[1] > 0
+    is_top_k = rule.takes_top_k and len(shape) == 2 and shape[1] > 0
     if shape != (num_tokens,) and not (is_top_k and shape[0] == num_tokens):
-        top_k = f" or ({num_tokens}, K)" if spec.has_top_k_targets else ""
+        top_k = f" or ({num_tokens}, K)" if rule.takes_top_k else ""
         raise UserError(
             f"target_tokens of datum {index} have shape {shape}; {loss_fn} needs ({num_tokens},)"
             f"{top_k}, one row per token of model_input"
@@ -67,5 +68,5 @@ def _check_vocabulary(what: str, tokens: Array, vocab_size: int) -> None:
         raise UserError(f"{what} holds token {bad}; the vocabulary is 0 to {vocab_size - 1}")
 
 
-def _listed(names: set[str]) -> str:
+def _listed(names: frozenset[str] | set[str]) -> str:
     return ", ".join(sorted(names))

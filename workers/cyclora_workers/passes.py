@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cyclora_core.blocks import MAX_BLOCK_TOKENS, split_into_blocks
 from cyclora_core.errors import ServerError
+from cyclora_core.losses import Config, full_config
 from cyclora_core.operations import Datum, PassBody, PassResult
 from cyclora_core.payload import Array
 from cyclora_core.types import DatumRange
@@ -28,14 +29,7 @@ from cyclora_workers.base_model import BaseModel
 from cyclora_workers.block_inputs import TARGETS, stack_inputs, unstack_logprobs
 from cyclora_workers.context import PassContext, Segment
 from cyclora_workers.head import HEAD_CHUNK_ROWS, HeadPiece, fused_head
-from cyclora_workers.losses import (
-    Config,
-    Inputs,
-    LossFunction,
-    TokenLoss,
-    full_config,
-    loss_spec,
-)
+from cyclora_workers.losses import LOSSES, Inputs, LossFunction, TokenLoss
 from cyclora_workers.pass_check import check_pass
 
 
@@ -117,9 +111,7 @@ class PackedPasses(Iterator[int]):
                 self._marks[item.adapter] = item.adapter.mark_gradient()
             ranges = _block_ranges(item, max_block_tokens)
             config = full_config(item.body.loss_fn, item.body.loss_fn_config)
-            progress = _Progress(
-                item, loss_spec(item.body.loss_fn).compute, config, num_blocks=len(ranges)
-            )
+            progress = _Progress(item, LOSSES[item.body.loss_fn], config, num_blocks=len(ranges))
             self._progress[item.request_id] = progress
             for part in ranges:
                 data = item.body.data[part.start : part.stop]

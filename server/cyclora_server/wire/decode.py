@@ -14,10 +14,10 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from cyclora_core.errors import UserError
+from cyclora_core.losses import loss_rule
 from cyclora_core.operations import Datum, OperationKind, PassBody
 from cyclora_core.payload import Array
 from cyclora_server.problems import InvalidBody
-from cyclora_server.validate_pass import check_loss_fn
 from cyclora_server.wire import bodies, schema, tensors
 from cyclora_server.wire.reading import parse, read_json
 from cyclora_server.wire.tensors import Budget
@@ -73,7 +73,7 @@ def prompt_tokens(model_input: bodies.ModelInput) -> Array:
 
 
 def _decode_proto(message: Any, budget: Budget) -> PassBody:
-    check_loss_fn(message.loss_fn)
+    loss_rule(message.loss_fn)
     config: dict[str, Any] = dict(message.loss_fn_config)
     # Newer SDKs send every number twice, and text in the second map only.
     for name, value in message.loss_fn_config_v2.items():
@@ -90,7 +90,7 @@ def _decode_proto(message: Any, budget: Budget) -> PassBody:
 
 def _decode_json(value: Any, budget: Budget) -> PassBody:
     body = parse(bodies.PassInput, value)
-    check_loss_fn(body.loss_fn)
+    loss_rule(body.loss_fn)
     data: list[Datum] = []
     for i, datum in enumerate(body.data):
         inputs = {
