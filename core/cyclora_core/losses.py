@@ -43,10 +43,11 @@ LOSS_RULES: Mapping[str, LossRule] = {
     "ppo": LossRule(_POLICY_INPUTS, _CLIPS, {CLIP_LOW: 0.8, CLIP_HIGH: 1.2}),
     "cispo": LossRule(_POLICY_INPUTS, _CLIPS, {CLIP_LOW: 0.0, CLIP_HIGH: 4.0}),
     "dro": LossRule(_POLICY_INPUTS, config={"beta": 0.05}),
+    # Tinker's defaults for gspo are not published: those of ppo, whose surrogate it shares.
+    "gspo": LossRule(_POLICY_INPUTS | {RATIO_MASK}, _CLIPS, {CLIP_LOW: 0.8, CLIP_HIGH: 1.2}),
 }
 
 _NOT_SUPPORTED = {
-    "gspo": "use ppo or importance_sampling",
     "custom": "use ppo or importance_sampling",
     "stable_reinforce": (
         "its formula is not public; use ppo or importance_sampling, which take the same "
@@ -91,8 +92,8 @@ def full_config(loss_fn: str, config: Config) -> Config:
     return merged
 
 
-def check_thresholds(where: str, inputs: Mapping[str, Array], config: Config) -> None:
-    """Refuse a datum's clip thresholds that cross each other, or those of the config.
+def check_values(where: str, inputs: Mapping[str, Array], config: Config) -> None:
+    """Refuse a datum whose inputs contradict one another, or the config.
 
     Args:
         where: Names the datum.
@@ -100,8 +101,14 @@ def check_thresholds(where: str, inputs: Mapping[str, Array], config: Config) ->
         config: A full one.
 
     Raises:
-        UserError: at some token the lower threshold is above the upper one.
+        UserError: at some token the lower clip threshold is above the upper one; or
+            ``sequence_ratio_mask`` marks no token, and the mean over none is no number.
     """
+    if RATIO_MASK in inputs and not inputs[RATIO_MASK].any():
+        raise UserError(
+            f"{where} has no token whose {RATIO_MASK} is not 0; expected the tokens that were "
+            "sampled, whose mean log-ratio makes the sequence's ratio"
+        )
     if not _CLIPS & inputs.keys():
         return
     low_N, high_N = np.broadcast_arrays(

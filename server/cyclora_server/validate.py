@@ -52,6 +52,11 @@ def lora_config(settings: bodies.LoraSettings, base: BaseModelInfo, seed: int) -
 
 
 def check_optimizer(optimizer_type: Any) -> None:
+    if optimizer_type == "dimuon":
+        raise UserError(
+            "optimizer type 'dimuon' is not supported by this server: its update rule is not "
+            "public; expected adamw"
+        )
     if optimizer_type != "adamw":
         raise UserError(
             f"optimizer type {str(optimizer_type)[:60]!r} is not supported; expected adamw"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from cyclora_core.errors import UserError
-from cyclora_core.losses import LossRule, check_thresholds, full_config, loss_rule
+from cyclora_core.losses import LossRule, check_values, full_config, loss_rule
 from cyclora_core.operations import Datum, PassBody
 from cyclora_core.payload import Array
 from cyclora_core.types import BaseModelInfo
@@ -31,7 +31,7 @@ def check_pass(body: PassBody, base: BaseModelInfo) -> None:
         raise UserError("data is empty; expected at least one datum")
     for i, datum in enumerate(body.data):
         _check_datum(f"data[{i}]", datum, body.loss_fn, rule, base)
-        check_thresholds(f"data[{i}]", datum.loss_fn_inputs, config)
+        check_values(f"data[{i}]", datum.loss_fn_inputs, config)
 
 
 def check_tokens(where: str, tokens: Array, vocab_size: int) -> None:

@@ -9,7 +9,7 @@ import pytest
 import tinker
 from tinker import types
 
-from contract.builders import datum, logprobs, policy_datum, train
+from contract.builders import datum, logprobs, train
 from contract.conftest import BASE_MODEL, Running
 
 pytestmark = pytest.mark.contract
@@ -91,47 +91,6 @@ def test_many_chunks_are_one_batch(new_model: NewModel) -> None:
     assert len(output.loss_fn_outputs) == 1500
     total = -sum(sum(row) for row in logprobs(output))
     assert output.metrics["loss:sum"] == pytest.approx(total, rel=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("loss_fn", "config"),
-    [
-        ("importance_sampling", None),
-        ("ppo", {"clip_low_threshold": 0.9, "clip_high_threshold": 1.1}),
-        ("cispo", None),
-        ("dro", {"beta": 0.05}),
-    ],
-)
-def test_policy_losses_run(
-    new_model: NewModel, loss_fn: types.LossFnType, config: dict[str, float] | None
-) -> None:
-    model = new_model()
-    future = model.forward_backward([policy_datum()], loss_fn, config)
-    step = model.optim_step(types.AdamParams(learning_rate=1e-3))
-
-    assert len(logprobs(future.result())[0]) == 12
-    metrics = step.result().metrics
-    assert metrics is not None
-    assert metrics["grad_norm"] > 0
-
-
-def test_a_custom_loss_of_the_client_trains(new_model: NewModel) -> None:
-    import torch
-
-    def loss(
-        data: list[types.Datum], logprobs_list: list[torch.Tensor]
-    ) -> tuple[torch.Tensor, dict[str, float]]:
-        value = -torch.stack([each.sum() for each in logprobs_list]).sum()
-        return value, {"mine": float(value.detach())}
-
-    model = new_model()
-    values: list[float] = []
-    for _ in range(3):
-        output = model.forward_backward_custom([datum(seed=3)], loss).result()
-        values.append(output.metrics["mine"])
-        model.optim_step(types.AdamParams(learning_rate=1e-2)).result()
-
-    assert values[-1] < values[0]
 
 
 def test_the_capabilities_name_the_built_in_model(up: Running) -> None:

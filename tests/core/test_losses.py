@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cyclora_core.errors import UserError
-from cyclora_core.losses import check_thresholds, full_config, loss_rule
+from cyclora_core.losses import check_values, full_config, loss_rule
 
 
 def test_defaults_fill_in_what_a_config_leaves_out() -> None:
@@ -48,10 +48,16 @@ def test_a_long_unknown_name_is_cut() -> None:
 def test_equal_thresholds_do_not_cross() -> None:
     ones = np.ones(3, np.float32)
 
-    check_thresholds(
+    check_values(
         "datum", {"clip_low_threshold": ones, "clip_high_threshold": ones}, full_config("ppo", {})
     )
 
 
 def test_data_without_thresholds_of_their_own_need_no_config() -> None:
-    check_thresholds("datum", {"advantages": np.ones(3)}, {})
+    check_values("datum", {"advantages": np.ones(3)}, {})
+
+
+def test_a_ratio_mask_that_marks_no_token_is_refused() -> None:
+    """The mean over no tokens would be NaN, and the whole adapter with it."""
+    with pytest.raises(UserError, match="datum has no token whose sequence_ratio_mask is not 0"):
+        check_values("datum", {"sequence_ratio_mask": np.zeros(3)}, full_config("gspo", {}))

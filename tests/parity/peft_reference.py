@@ -92,13 +92,16 @@ def reference_loss(body: PassBody, datum: Datum, logprobs: Tensor) -> Tensor:
         return -(logprobs * inputs["weights"]).sum()
     advantages, difference = inputs["advantages"], logprobs - inputs["logprobs"]
     ratio = difference.exp()
+    if body.loss_fn == "gspo":
+        mean = difference.detach()[inputs["sequence_ratio_mask"] != 0].mean()
+        ratio = torch.exp(mean + logprobs - logprobs.detach())
     low, high = (
         torch.as_tensor(inputs.get(key, config.get(key, 0.0)))
         for key in ("clip_low_threshold", "clip_high_threshold")
     )
     if body.loss_fn == "importance_sampling":
         return -(ratio * advantages).sum()
-    if body.loss_fn == "ppo":
+    if body.loss_fn in ("ppo", "gspo"):
         clipped = torch.clamp(ratio, low, high)
         return -torch.minimum(ratio * advantages, clipped * advantages).sum()
     if body.loss_fn == "cispo":

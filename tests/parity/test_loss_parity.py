@@ -81,6 +81,9 @@ BODIES: dict[str, PassBody] = {
     "cispo": policy("cispo"),
     "cispo config": policy("cispo", {LOW: 0.8, HIGH: 1.1}),
     "cispo per token": per_token(policy("cispo"), **{LOW: (0.5, 0.9), HIGH: (0.9, 1.3)}),
+    "gspo": policy("gspo"),
+    "gspo config": policy("gspo", {LOW: 0.98, HIGH: 1.02}),
+    "gspo per token": per_token(policy("gspo"), **{LOW: (0.7, 1.0), HIGH: (1.0, 1.2)}),
     "dro": policy("dro"),
     "dro config": policy("dro", {"beta": 1.5}),
 }

@@ -13,7 +13,8 @@ from cyclora_core.operations import Datum, LoraConfig, PassBody, SampledSequence
 from cyclora_core.payload import Array
 from cyclora_workers.adapter import AdapterState
 from cyclora_workers.base_model import BaseModel
-from cyclora_workers.passes import PackedPasses, PassItem
+from cyclora_workers.pass_blocks import PassItem
+from cyclora_workers.passes import PackedPasses
 from parity.peft_reference import PeftReference
 from parity.tolerances import FORWARD
 from workers.sampling.builders import (

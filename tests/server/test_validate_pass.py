@@ -29,6 +29,8 @@ def inputs(loss_fn: str, **changes: Any) -> dict[str, Any]:
         values["weights"] = floats(1, 0)
     else:
         values |= {"logprobs": floats(-1, -2), "advantages": floats(1, -1)}
+    if loss_fn == "gspo":
+        values["sequence_ratio_mask"] = floats(0, 1)
     values |= changes
     return {name: value for name, value in values.items() if value is not None}
 
@@ -55,6 +57,9 @@ def refused(body: PassBody, complaint: str) -> None:
         a_pass("ppo", config={"clip_low_threshold": 0.8, "clip_high_threshold": 1.2}),
         a_pass("cispo", clip_low_threshold=floats(0, 0), clip_high_threshold=floats(4, 4)),
         a_pass("dro", config={"beta": 0.05}),
+        a_pass("gspo"),
+        a_pass("gspo", config={"clip_low_threshold": 0.999, "clip_high_threshold": 1.001}),
+        a_pass("gspo", clip_high_threshold=floats(1.1, 1.2)),
         a_pass(
             tokens=tokens(*range(32)), target_tokens=ints(*[99] * 32), weights=floats(*[1] * 32)
         ),
@@ -68,7 +73,7 @@ def test_an_unknown_loss_is_refused_with_the_known_ones() -> None:
     refused(a_pass("hinge"), "'hinge' is unknown; expected one of cross_entropy, importance_sam")
 
 
-@pytest.mark.parametrize("loss_fn", ["gspo", "stable_reinforce", "custom"])
+@pytest.mark.parametrize("loss_fn", ["stable_reinforce", "custom"])
 def test_a_loss_that_tinker_has_and_we_do_not_is_refused_by_name(loss_fn: str) -> None:
     refused(a_pass(loss_fn), f"{loss_fn!r} is not supported .*use ppo or importance_sampling")
 
@@ -79,6 +84,11 @@ def test_the_refusal_of_stable_reinforce_gives_the_reason() -> None:
 
 def test_a_missing_loss_input_is_named() -> None:
     refused(a_pass(weights=None), r"data\[0\] lacks loss_fn_inputs weights; cross_entropy needs")
+
+
+def test_gspo_needs_to_know_which_tokens_were_sampled() -> None:
+    refused(a_pass("gspo", sequence_ratio_mask=None), "lacks loss_fn_inputs sequence_ratio_mask")
+    refused(a_pass("gspo", sequence_ratio_mask=floats(0, 0)), r"data\[0\] has no token whose")
 
 
 def test_an_unknown_loss_input_is_named() -> None:

@@ -27,7 +27,8 @@ from cyclora_workers.adapter import AdapterState
 from cyclora_workers.attention import PackedAttention
 from cyclora_workers.base_model import BaseModel
 from cyclora_workers.context import PassContext, Segment
-from cyclora_workers.passes import PackedPasses, PassItem
+from cyclora_workers.pass_blocks import PassItem
+from cyclora_workers.passes import PackedPasses
 
 VOCAB_SIZE = 97
 CPU = torch.device("cpu")
@@ -120,7 +121,15 @@ def policy_body(
     data: list[Datum] = []
     for index, length in enumerate(lengths):
         rng = np.random.default_rng([seed, index])
-        inputs = {"logprobs": -rng.random(length) * 6, "advantages": rng.normal(size=length)}
+        inputs: dict[str, Any] = {
+            "logprobs": -rng.random(length) * 6,
+            "advantages": rng.normal(size=length),
+        }
+        if loss_fn == "gspo":
+            # The last token at least, as the tokens of a prompt are never sampled.
+            inputs["sequence_ratio_mask"] = (rng.random(length) < 0.7) | (
+                np.arange(length) == length - 1
+            )
         data.append(datum(length, seed * 1000 + index, **inputs))
     return PassBody(loss_fn, config or {}, data)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from cyclora_core.losses import LOSS_RULES, full_config
 from cyclora_core.operations import Datum, PassBody
 from cyclora_workers.losses import LOSSES
+from cyclora_workers.sequence_losses import SEQUENCE_LOSSES, gspo
 from parity.peft_reference import reference_loss
 
 N = 64
@@ -82,6 +83,53 @@ def test_ppo_has_no_gradient_where_the_clipped_term_is_smaller() -> None:
     assert coefficient.tolist() == pytest.approx([0.0, 0.0, -0.5, 2.0])
 
 
+def sequence(**inputs: Any) -> dict[str, Tensor]:
+    """Four tokens whose sampler logprobs are 0, so that a ratio is exp(logprob)."""
+    found = {
+        "logprobs": [0.0] * 4,
+        "advantages": [1.0, -1.0, 2.0, 0.0],
+        "sequence_ratio_mask": [1.0, 0.0, 1.0, 0.0],
+    }
+    return {key: torch.tensor(value) for key, value in (found | inputs).items()}
+
+
+def test_gspo_gives_every_token_the_geometric_mean_of_the_masked_ratios() -> None:
+    logprobs_N = torch.tensor([1.1, 8.0, 0.9, 0.5]).log()
+    ratio = (1.1 * 0.9) ** 0.5
+
+    found = gspo(logprobs_N, sequence(), full_config("gspo", {}))
+
+    assert found.loss.item() == pytest.approx(-ratio * 2.0)
+    assert found.coefficient.tolist() == pytest.approx([-ratio, ratio, -2.0 * ratio, 0.0])
+
+
+def test_gspo_drops_the_tokens_of_a_clipped_sequence_by_the_sign_of_their_advantage() -> None:
+    found = gspo(torch.full((4,), 2.0).log(), sequence(), full_config("gspo", {}))
+
+    assert found.coefficient.tolist() == pytest.approx([0.0, 2.0, 0.0, 0.0])
+    assert found.loss.item() == pytest.approx(-1.2 + 2.0 - 2.4)
+
+
+def test_gspo_clips_each_token_by_its_own_thresholds() -> None:
+    given = sequence(clip_high_threshold=[3.0, 3.0, 1.5, 3.0])
+
+    found = gspo(torch.full((4,), 2.0).log(), given, full_config("gspo", {}))
+
+    assert found.coefficient.tolist() == pytest.approx([-2.0, 2.0, 0.0, 0.0])
+
+
+def test_the_value_of_the_ratio_mask_does_not_weigh() -> None:
+    logprobs_N = torch.tensor([1.1, 8.0, 0.9, 0.5]).log()
+    config = full_config("gspo", {})
+
+    ones, others = (
+        gspo(logprobs_N, sequence(sequence_ratio_mask=mask), config).loss.item()
+        for mask in ([1.0, 0.0, 1.0, 0.0], [0.25, 0.0, -7.0, 0.0])
+    )
+
+    assert ones == others
+
+
 def test_cross_entropy_takes_several_targets_per_token() -> None:
     weights = torch.tensor([[1.0, 0.0, -2.0], [0.5, 0.5, 0.0]])
     found = torch.tensor([[-1.0, -2.0, -3.0], [-4.0, -5.0, -6.0]])
@@ -93,4 +141,5 @@ def test_cross_entropy_takes_several_targets_per_token() -> None:
 
 
 def test_every_loss_that_is_accepted_has_a_formula() -> None:
-    assert LOSSES.keys() == LOSS_RULES.keys()
+    assert LOSSES.keys() | SEQUENCE_LOSSES.keys() == LOSS_RULES.keys()
+    assert not LOSSES.keys() & SEQUENCE_LOSSES.keys()

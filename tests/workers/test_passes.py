@@ -17,7 +17,8 @@ from cyclora_core.types import DatumRange
 from cyclora_workers.adapter import AdapterState
 from cyclora_workers.base_model import BaseModel
 from cyclora_workers.optimizer import optimizer_step
-from cyclora_workers.passes import PackedPasses, PassItem
+from cyclora_workers.pass_blocks import PassItem
+from cyclora_workers.passes import PackedPasses
 from workers.builders import (
     ARCHITECTURES,
     VOCAB_SIZE,
@@ -60,7 +61,7 @@ def mixed_losses(step: int) -> PassBody:
     return [
         cross_entropy(lengths, step),
         top_k(lengths, [2, 5, 1], step),
-        policy_body("ppo", lengths, step),
+        policy_body("gspo", lengths, step),
     ][step]
 
 
@@ -156,8 +157,12 @@ def test_the_microbatch_split_changes_no_bit(base_model: BaseModel, max_tokens: 
 
 @pytest.mark.parametrize(
     "body",
-    [cross_entropy([7, 13, 1, 9, 30, 4]), top_k([7, 13, 1, 9, 30, 4], [3, 1, 6])],
-    ids=["cross_entropy", "top-K"],
+    [
+        cross_entropy([7, 13, 1, 9, 30, 4]),
+        top_k([7, 13, 1, 9, 30, 4], [3, 1, 6]),
+        policy_body("gspo", [7, 13, 1, 9, 30, 4]),
+    ],
+    ids=["cross_entropy", "top-K", "gspo"],
 )
 def test_an_operation_spread_over_cycles_gives_the_same_bits(
     base_model: BaseModel, body: PassBody
@@ -270,6 +275,30 @@ def test_zero_loss_weights_give_logprobs_and_no_gradient(base_model: BaseModel) 
     assert result.metrics == {"loss:sum": 0.0}
     assert (result.logprobs[0] < 0).all()
     assert not state.gradient_P.any()
+
+
+def test_a_sequence_longer_than_a_chunk_of_the_head_has_one_ratio(base_model: BaseModel) -> None:
+    body = policy_body("gspo", [50, 3], config={"clip_high_threshold": 1e9})
+    found: list[tuple[PassResult, Tensor]] = []
+    for head_chunk_rows in (8, 512):
+        state = random_adapter(base_model, 4, 0)
+        passes = run(base_model, [item(state, body)], head_chunk_rows=head_chunk_rows)
+        found.append((passes.results()["r"], state.gradient_P))
+    (cut, cut_P), (whole, whole_P) = found
+
+    assert cut.metrics["loss:sum"] == pytest.approx(whole.metrics["loss:sum"], rel=1e-6)
+    torch.testing.assert_close(cut_P, whole_P, rtol=1e-4, atol=1e-5)
+
+
+def test_forward_of_a_sequence_loss_reports_the_loss_and_trains_nothing(
+    base_model: BaseModel,
+) -> None:
+    state, body = random_adapter(base_model, 4, 0), policy_body("gspo", [9, 30])
+
+    forward = run(base_model, [item(state, body, needs_gradient=False)]).results()["r"]
+
+    assert not state.gradient_P.any()
+    assert_same(forward, run(base_model, [item(state, body)]).results()["r"])
 
 
 def test_an_operation_without_data_has_an_empty_result(base_model: BaseModel) -> None:

@@ -29,7 +29,7 @@ from cyclora_workers import durable, snapshot
 from cyclora_workers.base_model import BaseModel
 from cyclora_workers.engine import Engine
 from cyclora_workers.snapshot_writer import SnapshotWriter
-from workers.builders import cross_entropy, load, qwen3
+from workers.builders import cross_entropy, load, policy_body, qwen3, top_k
 from workers.harness import LORA, SESSION_ID, Harness, run_steps, same
 
 MODEL_0 = ids.model_id(SESSION_ID, 0)
@@ -58,6 +58,25 @@ async def go_on(harness: Harness, model: int, steps: range) -> list[PassResult]:
     ]
     await harness.run_until_idle()
     return [await harness.pass_result(request) for request in requests]
+
+
+async def test_passes_of_every_loss_are_replayed_to_the_same_bits(harness: Harness) -> None:
+    lengths = [7, 13, 1, 9]
+    bodies = [policy_body("gspo", lengths), top_k(lengths, [3, 1]), policy_body("ppo", lengths)]
+
+    results: list[list[PassResult]] = []
+    for model in range(2):
+        await harness.create(model)
+        requests: list[str] = []
+        for index, body in enumerate([*bodies, *bodies]):
+            if model == 1 and index == len(bodies):
+                await harness.run_until_idle()
+                await harness.start_worker()
+            requests.append(await harness.train(body, model))
+        await harness.run_until_idle()
+        results.append([await harness.pass_result(request) for request in requests])
+
+    assert all(same(a, b) for a, b in zip(*results, strict=True))
 
 
 async def test_a_new_worker_goes_on_with_the_same_bits(harness: Harness) -> None:

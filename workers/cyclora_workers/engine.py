@@ -6,7 +6,6 @@ Synchronous, and called from one thread only. It knows neither the store nor the
 
 from __future__ import annotations
 
-import math
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,8 +27,10 @@ from cyclora_core.types import DatumRange
 from cyclora_workers import checkpoint, snapshot
 from cyclora_workers.adapter import AdapterState, AdapterWeights, GradientMark
 from cyclora_workers.base_model import BaseModel
+from cyclora_workers.metric_terms import MetricTerms, joined, reduced
 from cyclora_workers.optimizer import optimizer_step
-from cyclora_workers.passes import PackedPasses, PassItem
+from cyclora_workers.pass_blocks import PassItem
+from cyclora_workers.passes import PackedPasses
 from cyclora_workers.sampling.sampler import FinishedSample, Sampler
 
 _SPEED_SMOOTHING = 0.3
@@ -61,7 +62,7 @@ class _Part:
     model_id: str
     mark: GradientMark
     logprobs: list[Array] = field(default_factory=list[Array])
-    loss_terms: list[float] = field(default_factory=list[float])
+    terms: MetricTerms = field(default_factory=dict[str, list[float]])
 
 
 PassOutcome = PassResult | Exception | None
@@ -168,14 +169,14 @@ class Engine:
             packed = self._packed(passes)
             for _ in packed:
                 yield {}
-            results, loss_terms = packed.results(), packed.loss_terms()
+            results, terms = packed.results(), packed.terms()
         except Exception:  # noqa: BLE001 - boundary: one tenant's failure must not fail the cycle
             if packed is not None:
                 packed.rollback()
             outcomes = {each.request_id: self._run_alone(each) for each in passes}
         else:
             outcomes = {
-                p.request_id: self._finish_part(p, results[p.request_id], loss_terms[p.request_id])
+                p.request_id: self._finish_part(p, results[p.request_id], terms[p.request_id])
                 for p in passes
             }
             self._measure(passes, time.perf_counter() - started_s)
@@ -192,9 +193,7 @@ class Engine:
             for _ in packed:
                 pass
             request_id = one.request_id
-            return self._finish_part(
-                one, packed.results()[request_id], packed.loss_terms()[request_id]
-            )
+            return self._finish_part(one, packed.results()[request_id], packed.terms()[request_id])
         except Exception as error:  # noqa: BLE001 - boundary: returned as this operation's outcome
             part = self._parts.pop(one.request_id, None)
             if part is not None:
@@ -234,16 +233,14 @@ class Engine:
             raise ServerError(f"{one.request_id} does not go on at datum {one.range.start}")
         return part
 
-    def _finish_part(
-        self, one: Pass, result: PassResult, loss_terms: list[float]
-    ) -> PassResult | None:
+    def _finish_part(self, one: Pass, result: PassResult, terms: MetricTerms) -> PassResult | None:
         part = self._parts[one.request_id]
         part.logprobs += result.logprobs
-        part.loss_terms += loss_terms
+        part.terms = joined(part.terms, terms)
         if not one.is_last_part:
             return None
         del self._parts[one.request_id]
-        return PassResult(part.logprobs, {"loss:sum": math.fsum(part.loss_terms)})
+        return PassResult(part.logprobs, reduced(part.terms))
 
     def _measure(self, passes: Sequence[Pass], duration_s: float) -> None:
         num_tokens = sum(

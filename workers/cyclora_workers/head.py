@@ -76,17 +76,21 @@ def log_normalizers(logits_TV: Tensor) -> Tensor:
     return torch.logsumexp(logits_TV, -1, keepdim=True)
 
 
+HeadLoss = Callable[[Tensor], TokenLoss]
+"""From logprobs [N, K] to losses."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class HeadPiece:
     """Consecutive rows of one block; where it is cut depends on its own operation alone.
 
     Shapes:
-        targets_NK: int64, as many rows as the segment. ``loss`` maps logprobs [N, K] to losses.
+        targets_NK: int64, as many rows as the segment.
     """
 
     segment: Segment
     targets_NK: Tensor
-    loss: Callable[[Tensor], TokenLoss]
+    loss: HeadLoss
 
 
 @dataclass(frozen=True, slots=True, eq=False)

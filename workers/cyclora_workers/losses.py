@@ -66,12 +66,7 @@ def ppo(logprobs_N: Tensor, inputs: Inputs, config: Config) -> TokenLoss:
 
     A token whose clipped term is the smaller one has coefficient 0.
     """
-    advantages_N = inputs["advantages"]
-    ratio_N = _ratio(logprobs_N, inputs)
-    unclipped_N = ratio_N * advantages_N
-    clipped_N = _clip(ratio_N, inputs, config) * advantages_N
-    loss_N = -torch.minimum(unclipped_N, clipped_N)
-    return TokenLoss(loss_N, torch.where(unclipped_N <= clipped_N, loss_N, 0.0))
+    return clipped_surrogate(_ratio(logprobs_N, inputs), inputs, config)
 
 
 def cispo(logprobs_N: Tensor, inputs: Inputs, config: Config) -> TokenLoss:
@@ -97,6 +92,21 @@ def dro(logprobs_N: Tensor, inputs: Inputs, config: Config) -> TokenLoss:
     difference_N = logprobs_N - inputs["logprobs"]
     loss_N = -(logprobs_N * advantages_N - beta / 2 * difference_N.square())
     return TokenLoss(loss_N, beta * difference_N - advantages_N)
+
+
+def clipped_surrogate(ratio_N: Tensor, inputs: Inputs, config: Config) -> TokenLoss:
+    """The pessimistic one of two surrogates, for ratios with d ratio / d logprob = ratio.
+
+    ::
+
+        loss[t]        = -min(ratio[t] * advantages[t], clip(ratio[t], low, high) * advantages[t])
+        coefficient[t] = loss[t] where the first is not the larger one, else 0
+    """
+    advantages_N = inputs["advantages"]
+    unclipped_N = ratio_N * advantages_N
+    clipped_N = _clip(ratio_N, inputs, config) * advantages_N
+    loss_N = -torch.minimum(unclipped_N, clipped_N)
+    return TokenLoss(loss_N, torch.where(unclipped_N <= clipped_N, loss_N, 0.0))
 
 
 def _ratio(logprobs_N: Tensor, inputs: Inputs) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from cyclora_core.errors import UserError
-from cyclora_core.losses import LossRule, check_thresholds, full_config, loss_rule
+from cyclora_core.losses import LossRule, check_values, full_config, loss_rule
 from cyclora_core.operations import Datum, PassBody
 from cyclora_core.payload import Array
 
@@ -29,7 +29,7 @@ def check_pass(body: PassBody, vocab_size: int, max_context_length: int) -> None
             )
         _check_vocabulary(f"model_input of datum {index}", datum.tokens, vocab_size)
         _check_inputs(index, datum, body.loss_fn, rule)
-        check_thresholds(f"datum {index}", datum.loss_fn_inputs, config)
+        check_values(f"datum {index}", datum.loss_fn_inputs, config)
         targets = datum.loss_fn_inputs["target_tokens"]
         _check_vocabulary(f"target_tokens of datum {index}", targets, vocab_size)
 

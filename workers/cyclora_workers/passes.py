@@ -9,60 +9,34 @@ Legend: T packed tokens, N tokens of one block, K targets per token, D hidden.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cyclora_core.blocks import MAX_BLOCK_TOKENS, split_into_blocks
-from cyclora_core.errors import ServerError
-from cyclora_core.losses import Config, full_config
-from cyclora_core.operations import Datum, PassBody, PassResult
-from cyclora_core.payload import Array
-from cyclora_core.types import DatumRange
+from cyclora_core.blocks import MAX_BLOCK_TOKENS
+from cyclora_core.losses import full_config
+from cyclora_core.operations import PassResult
 from cyclora_workers.adapter import AdapterState, GradientMark
 from cyclora_workers.attention import PackedAttention
 from cyclora_workers.base_model import BaseModel
-from cyclora_workers.block_inputs import TARGETS, stack_inputs, unstack_logprobs
+from cyclora_workers.block_inputs import (
+    TARGETS,
+    datum_inputs,
+    stack_coefficients,
+    stack_inputs,
+    stack_targets,
+    unstack_logprobs,
+    unstacked,
+)
 from cyclora_workers.context import PassContext, Segment
-from cyclora_workers.head import HEAD_CHUNK_ROWS, HeadPiece, fused_head
-from cyclora_workers.losses import LOSSES, Inputs, LossFunction, TokenLoss
+from cyclora_workers.head import HEAD_CHUNK_ROWS, HeadLoss, HeadPiece, fused_head
+from cyclora_workers.losses import LOSSES, TokenLoss
+from cyclora_workers.metric_terms import MetricTerms
+from cyclora_workers.pass_blocks import Block, PassItem, Progress, block_ranges, microbatches
 from cyclora_workers.pass_check import check_pass
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PassItem:
-    """One forward or forward_backward operation, or the part of it that this cycle runs."""
-
-    request_id: str
-    adapter: AdapterState
-    body: PassBody
-    needs_gradient: bool
-    datum_range: DatumRange | None = None
-    """Must begin and end between blocks of the whole operation; None is all its data."""
-
-
-@dataclass(slots=True, eq=False)
-class _Progress:
-    """What is known so far of one item's result, in the order of its data."""
-
-    item: PassItem
-    loss: LossFunction
-    loss_config: Config
-    num_blocks: int
-    num_finished_blocks: int = 0
-    logprobs: list[Array] = field(default_factory=list[Array])
-    loss_sums: list[Tensor] = field(default_factory=list[Tensor])
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Block:
-    progress: _Progress
-    data: Sequence[Datum]
-    num_tokens: int
+from cyclora_workers.sequence_losses import SEQUENCE_LOSSES
 
 
 class PackedPasses(Iterator[int]):
@@ -102,25 +76,25 @@ class PackedPasses(Iterator[int]):
         self._base_model = base_model
         self._head_chunk_rows = head_chunk_rows
         self._marks: dict[AdapterState, GradientMark] = {}
-        self._progress: dict[str, _Progress] = {}
-        blocks: dict[bool, list[_Block]] = {True: [], False: []}
+        self._progress: dict[str, Progress] = {}
+        blocks: dict[bool, list[Block]] = {True: [], False: []}
         for item in items:
             check_pass(item.body, base_model.vocab_size, base_model.max_context_length)
             assert item.request_id not in self._progress, "one item per request and cycle"
             if item.needs_gradient and item.adapter not in self._marks:
                 self._marks[item.adapter] = item.adapter.mark_gradient()
-            ranges = _block_ranges(item, max_block_tokens)
+            ranges = block_ranges(item, max_block_tokens)
             config = full_config(item.body.loss_fn, item.body.loss_fn_config)
-            progress = _Progress(item, LOSSES[item.body.loss_fn], config, num_blocks=len(ranges))
+            progress = Progress(item, config, len(ranges))
             self._progress[item.request_id] = progress
             for part in ranges:
                 data = item.body.data[part.start : part.stop]
                 size = sum(len(datum.tokens) for datum in data)
-                blocks[item.needs_gradient].append(_Block(progress, data, size))
+                blocks[item.needs_gradient].append(Block(progress, data, size))
         self._microbatches = iter(
             [
-                *_microbatches(blocks[True], max_tokens_per_microbatch),
-                *_microbatches(blocks[False], max_tokens_per_microbatch),
+                *microbatches(blocks[True], max_tokens_per_microbatch),
+                *microbatches(blocks[False], max_tokens_per_microbatch),
             ]
         )
 
@@ -144,13 +118,13 @@ class PackedPasses(Iterator[int]):
 
     def results(self) -> dict[str, PassResult]:
         """The result of each item by request_id, after the last microbatch."""
-        return {request_id: _result(p) for request_id, p in self._progress.items()}
+        return {request_id: p.result() for request_id, p in self._progress.items()}
 
-    def loss_terms(self) -> dict[str, list[float]]:
-        """What each item's ``loss:sum`` is the sum of, to add up with those of its other parts."""
-        return {request_id: _loss_terms(p) for request_id, p in self._progress.items()}
+    def terms(self) -> dict[str, MetricTerms]:
+        """What each item's metrics are made of, to be joined with those of its other parts."""
+        return {request_id: p.terms() for request_id, p in self._progress.items()}
 
-    def _run(self, blocks: Sequence[_Block], needs_gradient: bool) -> None:
+    def _run(self, blocks: Sequence[Block], needs_gradient: bool) -> None:
         device = self._base_model.device
         data = [datum for block in blocks for datum in block.data]
         lengths = [len(datum.tokens) for datum in data]
@@ -165,7 +139,7 @@ class PackedPasses(Iterator[int]):
 
         hidden_TD = self._base_model.hidden(tokens_T.to(device), positions_T.to(device), context)
         pieces: list[list[HeadPiece]] = [
-            self._head_pieces(block, segment)
+            self._head_pieces(block, segment, hidden_TD.detach())
             for block, segment in zip(blocks, segments, strict=True)
         ]
         head = fused_head(
@@ -183,61 +157,65 @@ class PackedPasses(Iterator[int]):
         for block, of_block in zip(blocks, pieces, strict=True):
             mine = [next(results) for _ in of_block]
             logprobs_NK = torch.cat([piece.logprobs_NK for piece in mine])
-            block.progress.loss_sums += [piece.loss_sum for piece in mine]
+            if block.progress.item.body.loss_fn in LOSSES:
+                block.progress.note("loss:sum", [piece.loss_sum for piece in mine])
             block.progress.logprobs += unstack_logprobs(block.data, logprobs_NK)
 
-    def _head_pieces(self, block: _Block, segment: Segment) -> list[HeadPiece]:
+    def _head_pieces(self, block: Block, segment: Segment, hidden_TD: Tensor) -> list[HeadPiece]:
         """Cut a block for the head, counting from the block's own first row."""
-        progress = block.progress
-        inputs = stack_inputs(block.data, progress.loss_config, self._base_model.device)
+        progress, device = block.progress, self._base_model.device
+        token_loss = LOSSES.get(progress.item.body.loss_fn)
+        if token_loss is None:
+            coefficient_NK = self._coefficients(block, segment, hidden_TD)
+            targets_NK = stack_targets(block.data, device)
+            return self._cut(segment, targets_NK, lambda rows: _known(coefficient_NK[rows]))
+        inputs = stack_inputs(block.data, progress.loss_config, device)
+
+        def loss_of(rows: slice) -> HeadLoss:
+            mine = {key: value[rows] for key, value in inputs.items() if key != TARGETS}
+            return lambda logprobs_NK: token_loss(logprobs_NK, mine, progress.loss_config)
+
+        return self._cut(segment, inputs[TARGETS], loss_of)
+
+    def _cut(
+        self, segment: Segment, targets_NK: Tensor, loss_of: Callable[[slice], HeadLoss]
+    ) -> list[HeadPiece]:
         pieces: list[HeadPiece] = []
         for start in range(segment.start, segment.stop, self._head_chunk_rows):
             stop = min(start + self._head_chunk_rows, segment.stop)
             rows = slice(start - segment.start, stop - segment.start)
-            mine = {key: value[rows] for key, value in inputs.items()}
-            pieces.append(
-                HeadPiece(
-                    Segment(start, stop, segment.adapter),
-                    mine.pop(TARGETS),
-                    _bound(progress.loss, mine, progress.loss_config),
-                )
-            )
+            mine = Segment(start, stop, segment.adapter)
+            pieces.append(HeadPiece(mine, targets_NK[rows], loss_of(rows)))
         return pieces
 
+    def _coefficients(self, block: Block, segment: Segment, hidden_TD: Tensor) -> Tensor:
+        """The head's first pass, forward only, for a loss that sees each datum as a whole.
 
-def _block_ranges(item: PassItem, max_block_tokens: int) -> list[DatumRange]:
-    """The blocks of the whole operation that lie in the item's range."""
-    data = item.body.data
-    blocks = split_into_blocks([len(datum.tokens) for datum in data], max_block_tokens)
-    wanted = item.datum_range or DatumRange(0, len(data))
-    chosen = [b for b in blocks if b.start >= wanted.start and b.stop <= wanted.stop]
-    if sum(b.stop - b.start for b in chosen) != wanted.stop - wanted.start:
-        raise ServerError(f"{item.request_id}: {wanted} is not cut between blocks of its operation")
-    return chosen
-
-
-def _microbatches(blocks: Sequence[_Block], max_tokens: int) -> list[list[_Block]]:
-    """Fill microbatches with whole blocks, in order."""
-    microbatches: list[list[_Block]] = []
-    num_tokens = 0
-    for block in blocks:
-        if not microbatches or num_tokens + block.num_tokens > max_tokens:
-            microbatches.append([])
-            num_tokens = 0
-        microbatches[-1].append(block)
-        num_tokens += block.num_tokens
-    return microbatches
-
-
-def _bound(loss: LossFunction, inputs: Inputs, config: Config) -> Callable[[Tensor], TokenLoss]:
-    return lambda logprobs_NK: loss(logprobs_NK, inputs, config)
+        Shapes:
+            Returns [N, K].
+        """
+        progress, device = block.progress, self._base_model.device
+        loss = SEQUENCE_LOSSES[progress.item.body.loss_fn]
+        targets_NK = stack_targets(block.data, device)
+        forward = fused_head(
+            self._base_model.unembedding,
+            hidden_TD,
+            self._cut(segment, targets_NK, lambda rows: _known(targets_NK.new_zeros(0))),
+            needs_gradient=False,
+            max_chunk_rows=self._head_chunk_rows,
+        )
+        logprobs_NK = torch.cat([piece.logprobs_NK for piece in forward.pieces])
+        coefficients: list[Tensor] = []
+        for datum, logprobs in zip(block.data, unstacked(block.data, logprobs_NK), strict=True):
+            found = loss(logprobs, datum_inputs(datum, device), progress.loss_config)
+            progress.note("loss:sum", [found.loss])
+            for metric, value in found.metrics.items():
+                progress.note(metric, [value])
+            coefficients.append(found.coefficient)
+        return stack_coefficients(coefficients)
 
 
-def _result(progress: _Progress) -> PassResult:
-    assert progress.num_finished_blocks == progress.num_blocks, "microbatches are left to run"
-    # fsum rounds once, so the sum is the same however an operation was spread over cycles.
-    return PassResult(progress.logprobs, {"loss:sum": math.fsum(_loss_terms(progress))})
-
-
-def _loss_terms(progress: _Progress) -> list[float]:
-    return [value.item() for value in progress.loss_sums]
+def _known(coefficient_NK: Tensor) -> HeadLoss:
+    """For the head's second pass: coefficients of a loss that was counted in the first."""
+    nothing = coefficient_NK.new_zeros((), dtype=torch.float32)
+    return lambda _logprobs_NK: TokenLoss(nothing, coefficient_NK)

@@ -1,0 +1,87 @@
+"""The blocks of a pack's operations, filled into microbatches, and how far each operation is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from cyclora_core.blocks import split_into_blocks
+from cyclora_core.errors import ServerError
+from cyclora_core.losses import Config
+from cyclora_core.operations import Datum, PassBody, PassResult
+from cyclora_core.payload import Array
+from cyclora_core.types import DatumRange
+from cyclora_workers.adapter import AdapterState
+from cyclora_workers.metric_terms import MetricTerms, reduced
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PassItem:
+    """One forward or forward_backward operation, or the part of it that this cycle runs."""
+
+    request_id: str
+    adapter: AdapterState
+    body: PassBody
+    needs_gradient: bool
+    datum_range: DatumRange | None = None
+    """Must begin and end between blocks of the whole operation; None is all its data."""
+
+
+@dataclass(slots=True, eq=False)
+class Progress:
+    """What is known so far of one item's result, in the order of its data."""
+
+    item: PassItem
+    loss_config: Config
+    num_blocks: int
+    num_finished_blocks: int = 0
+    logprobs: list[Array] = field(default_factory=list[Array])
+    metrics: dict[str, list[Tensor]] = field(default_factory=dict[str, list[Tensor]])
+
+    def note(self, metric: str, terms: Iterable[Tensor]) -> None:
+        """Keep what a metric is to be made of."""
+        self.metrics.setdefault(metric, []).extend(terms)
+
+    def terms(self) -> MetricTerms:
+        """What the metrics are made of so far."""
+        return {key: [term.item() for term in terms] for key, terms in self.metrics.items()}
+
+    def result(self) -> PassResult:
+        """The result, once every block was run."""
+        assert self.num_finished_blocks == self.num_blocks, "microbatches are left to run"
+        return PassResult(self.logprobs, reduced(self.terms()))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """Whole data of one operation whose gradient is summed at once."""
+
+    progress: Progress
+    data: Sequence[Datum]
+    num_tokens: int
+
+
+def block_ranges(item: PassItem, max_block_tokens: int) -> list[DatumRange]:
+    """The blocks of the whole operation that lie in the item's range."""
+    data = item.body.data
+    blocks = split_into_blocks([len(datum.tokens) for datum in data], max_block_tokens)
+    wanted = item.datum_range or DatumRange(0, len(data))
+    chosen = [b for b in blocks if b.start >= wanted.start and b.stop <= wanted.stop]
+    if sum(b.stop - b.start for b in chosen) != wanted.stop - wanted.start:
+        raise ServerError(f"{item.request_id}: {wanted} is not cut between blocks of its operation")
+    return chosen
+
+
+def microbatches(blocks: Sequence[Block], max_tokens: int) -> list[list[Block]]:
+    """Fill microbatches with whole blocks, in order."""
+    filled: list[list[Block]] = []
+    num_tokens = 0
+    for block in blocks:
+        if not filled or num_tokens + block.num_tokens > max_tokens:
+            filled.append([])
+            num_tokens = 0
+        filled[-1].append(block)
+        num_tokens += block.num_tokens
+    return filled
