@@ -10,10 +10,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from cyclora_core.optimizers import OptimizerType
 from cyclora_core.payload import Array, Payload
 
 
@@ -143,12 +144,44 @@ class PassResult:
 class OptimStepBody(_Record):
     """AdamW with decoupled weight decay; ``grad_clip_norm`` 0.0 means no clipping."""
 
+    optimizer_type: ClassVar = OptimizerType.ADAMW
+
     learning_rate: float = 1e-4
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-12
     weight_decay: float = 0.0
     grad_clip_norm: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class DimuonStepBody(_Record):
+    """One step of Dimuon; ``grad_clip_norm`` 0.0 means no clipping."""
+
+    optimizer_type: ClassVar = OptimizerType.DIMUON
+
+    learning_rate: float
+    beta1: float = 0.9
+    grad_clip_norm: float = 0.0
+
+    def to_payload(self) -> Payload:
+        return Payload({_OPTIMIZER: self.optimizer_type, **dataclasses.asdict(self)}, {})
+
+    @classmethod
+    def from_payload(cls, payload: Payload) -> Self:
+        return cls(**{key: value for key, value in payload.meta.items() if key != _OPTIMIZER})
+
+
+_OPTIMIZER = "optimizer_type"
+
+
+class _AnyOptimStep:
+    """Tells the bodies of ``optim_step`` apart: one that names no optimizer is AdamW's."""
+
+    @staticmethod
+    def from_payload(payload: Payload) -> OptimStepBody | DimuonStepBody:
+        body_type = DimuonStepBody if _OPTIMIZER in payload.meta else OptimStepBody
+        return body_type.from_payload(payload)
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,7 +351,15 @@ class SampleResult:
         )
 
 
-Body = CreateModelBody | LoadWeightsBody | PassBody | OptimStepBody | SaveWeightsBody | SampleBody
+Body = (
+    CreateModelBody
+    | LoadWeightsBody
+    | PassBody
+    | OptimStepBody
+    | DimuonStepBody
+    | SaveWeightsBody
+    | SampleBody
+)
 Result = ModelResult | PassResult | OptimStepResult | SaveWeightsResult | SampleResult
 
 BODY_TYPES: Mapping[OperationKind, Any] = {
@@ -326,7 +367,7 @@ BODY_TYPES: Mapping[OperationKind, Any] = {
     OperationKind.LOAD_WEIGHTS: LoadWeightsBody,
     OperationKind.FORWARD: PassBody,
     OperationKind.FORWARD_BACKWARD: PassBody,
-    OperationKind.OPTIM_STEP: OptimStepBody,
+    OperationKind.OPTIM_STEP: _AnyOptimStep,
     OperationKind.SAVE_WEIGHTS: SaveWeightsBody,
     OperationKind.SAVE_WEIGHTS_FOR_SAMPLER: SaveWeightsBody,
     OperationKind.SAMPLE: SampleBody,

@@ -10,6 +10,7 @@ from typing import Any
 from cyclora_core.errors import ErrorCategory
 from cyclora_core.ids import CheckpointKind
 from cyclora_core.operations import LoraConfig, OperationKind
+from cyclora_core.optimizers import OptimizerType
 
 FUTURE_KEPT_S = 24 * 3600
 """How long a final future can be fetched; the SDK polls within seconds unless it is away."""
@@ -100,6 +101,8 @@ class Checkpoint:
     user_metadata: Mapping[str, str] = field(default_factory=dict[str, str])
     is_public: bool = False
     """Whether tenants other than its own may load it, sample from it and copy it."""
+    optimizer_type: OptimizerType = OptimizerType.ADAMW
+    """That of the model it was saved from."""
 
     def has_expired(self, now_ms: int) -> bool:
         return self.expires_at_ms is not None and self.expires_at_ms <= now_ms
@@ -144,6 +147,7 @@ class NewModel:
     session_id: str
     lora: LoraConfig
     user_metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+    optimizer_type: OptimizerType = OptimizerType.ADAMW
 
 
 @dataclass(frozen=True, slots=True)

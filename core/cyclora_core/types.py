@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any, Self
 
 from cyclora_core.operations import LoraConfig, OperationKind
+from cyclora_core.optimizers import OptimizerType
 
 
 class QueueState(StrEnum):
@@ -72,6 +73,7 @@ class ModelRecord:
     """The checkpoint that it holds a copy of, and nothing else; None for one that was trained."""
     project_id: str | None = None
     """Of a copy, which has no session whose project counts."""
+    optimizer_type: OptimizerType = OptimizerType.ADAMW
 
 
 @dataclass(frozen=True, slots=True)

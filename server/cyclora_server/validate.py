@@ -11,11 +11,11 @@ from typing import Any
 
 from cyclora_core import ids
 from cyclora_core.errors import UserError
-from cyclora_core.operations import LoraConfig, OptimStepBody, SamplingParams
+from cyclora_core.operations import LoraConfig, SamplingParams
 from cyclora_core.types import BaseModelInfo
+from cyclora_server.validate_optimizer import check_range
 from cyclora_server.validate_pass import check_tokens
 from cyclora_server.wire import bodies
-from cyclora_server.wire.reading import parse
 
 MAX_SAMPLES = 1024
 MAX_TOPK = 128
@@ -51,43 +51,12 @@ def lora_config(settings: bodies.LoraSettings, base: BaseModelInfo, seed: int) -
     )
 
 
-def check_optimizer(optimizer_type: Any) -> None:
-    if optimizer_type == "dimuon":
-        raise UserError(
-            "optimizer type 'dimuon' is not supported by this server: its update rule is not "
-            "public; expected adamw"
-        )
-    if optimizer_type != "adamw":
-        raise UserError(
-            f"optimizer type {str(optimizer_type)[:60]!r} is not supported; expected adamw"
-        )
-
-
-def optim_step(body: bodies.OptimStep) -> OptimStepBody:
-    """The optimizer step to run."""
-    if body.optimizer_params is not None:
-        check_optimizer(body.optimizer_params.get("type", "adamw"))
-    params = body.adam_params or parse(bodies.AdamParams, body.optimizer_params or {})
-    for name in ("learning_rate", "eps", "weight_decay", "grad_clip_norm"):
-        _check_range(name, getattr(params, name), 0.0, math.inf)
-    for name in ("beta1", "beta2"):
-        _check_range(name, getattr(params, name), 0.0, 1.0)
-    return OptimStepBody(**params.model_dump())
-
-
-def _check_range(name: str, value: float, low: float, below: float) -> None:
-    """Refuse a value outside [low, below); NaN is outside of everything."""
-    if not low <= value < below:
-        bound = "a finite number" if below == math.inf else f"less than {below:g}"
-        raise UserError(f"{name} is {value}; expected at least {low:g} and {bound}")
-
-
 def sampling_params(body: bodies.Sample, base: BaseModelInfo, seed: int) -> SamplingParams:
     """How to draw tokens; ``seed`` is used when the client sent none."""
     params = body.sampling_params
     if params.max_tokens is not None and params.max_tokens < 1:
         raise UserError(f"max_tokens is {params.max_tokens}; expected at least 1")
-    _check_range("temperature", params.temperature, 0.0, math.inf)
+    check_range("temperature", params.temperature, 0.0, math.inf)
     if not 0.0 < params.top_p <= 1.0:
         raise UserError(f"top_p is {params.top_p}; expected more than 0 and at most 1")
     if params.top_k < -1:

@@ -98,10 +98,12 @@ def service(up: Running) -> tinker.ServiceClient:
 def new_model(up: Running) -> Callable[..., tinker.TrainingClient]:
     """Training clients, by tenant and lora_rank."""
 
-    def make(tenant: str = "tenant", rank: int = 8, seed: int = 0) -> tinker.TrainingClient:
+    def make(
+        tenant: str = "tenant", rank: int = 8, seed: int | None = 0, **options: Any
+    ) -> tinker.TrainingClient:
         return (
             up.service(tenant)
-            .create_lora_training_client(BASE_MODEL, rank=rank, seed=seed)
+            .create_lora_training_client(BASE_MODEL, rank=rank, seed=seed, **options)
             .result()
         )
 

@@ -11,7 +11,7 @@ import tinker
 import torch
 from tinker import types
 
-from contract.builders import datum, logprobs, policy_datum, tokens, train
+from contract.builders import datum, logprobs, policy_datum, tokens
 from contract.conftest import BASE_MODEL
 
 pytestmark = pytest.mark.contract
@@ -236,17 +236,3 @@ def test_the_gradient_norm_is_the_one_before_clipping(new_model: NewModel) -> No
         norms.append(metrics["grad_norm"])
 
     assert norms[0] == norms[1] > 1e-3
-
-
-def test_an_optimizer_whose_formula_is_not_public_is_refused_by_name(
-    service: tinker.ServiceClient, new_model: NewModel
-) -> None:
-    with pytest.raises(tinker.BadRequestError, match=r"dimuon.*adamw"):
-        service.create_lora_training_client(
-            BASE_MODEL, rank=4, optimizer=types.DimuonOptimizerConfig()
-        ).result()
-
-    model = new_model()
-    with pytest.raises(tinker.RequestFailedError, match="dimuon"):
-        model.optim_step(types.DimuonParams(learning_rate=0.1)).result()
-    assert train(model, [datum(4)], 1)[0] > 0

@@ -9,10 +9,13 @@ import zstandard
 from cyclora_core import payload
 from cyclora_core.errors import PayloadTooLarge
 from cyclora_core.operations import (
+    BODY_TYPES,
     CreateModelBody,
     Datum,
+    DimuonStepBody,
     LoadWeightsBody,
     LoraConfig,
+    OperationKind,
     OptimStepBody,
     PassBody,
     PassResult,
@@ -47,13 +50,24 @@ def test_the_same_payload_gives_the_same_bytes() -> None:
         CreateModelBody("a/b", LoraConfig(8, seed=3, train_mlp=False)),
         LoadWeightsBody("tinker://x", True, "a/b", LoraConfig(4)),
         OptimStepBody(learning_rate=0.5),
+        DimuonStepBody(learning_rate=0.5, beta1=0.0),
         SaveWeightsBody("tinker://x", ttl_s=3600, user_metadata={"k": "v"}),
     ],
 )
 def test_a_body_of_plain_values_survives_the_way(
-    body: CreateModelBody | LoadWeightsBody | OptimStepBody | SaveWeightsBody,
+    body: CreateModelBody | LoadWeightsBody | OptimStepBody | DimuonStepBody | SaveWeightsBody,
 ) -> None:
     assert type(body).from_payload(through_bytes(body.to_payload())) == body
+
+
+@pytest.mark.parametrize("body", [OptimStepBody(beta1=0.5), DimuonStepBody(0.1)])
+def test_a_step_is_told_from_those_of_other_optimizers(
+    body: OptimStepBody | DimuonStepBody,
+) -> None:
+    read = BODY_TYPES[OperationKind.OPTIM_STEP].from_payload(through_bytes(body.to_payload()))
+
+    assert read == body
+    assert type(read) is type(body)
 
 
 def test_a_pass_keeps_ragged_data_and_knows_which_datum_lacks_an_input() -> None:

@@ -4,20 +4,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tinker import types
-from tinker.types.optim_step_request import OptimStepRequest
 
 from cyclora_core.errors import UserError
-from cyclora_core.operations import OptimStepBody, SamplingParams
+from cyclora_core.operations import SamplingParams
 from cyclora_server import validate
 from cyclora_server.wire import bodies
 from cyclora_server.wire.reading import parse
-from server.double import BASE, MODEL, SAMPLER
-
-
-def step(**params: Any) -> OptimStepBody:
-    value = {"model_id": MODEL, "seq_id": 1, **params}
-    return validate.optim_step(parse(bodies.OptimStep, value))
+from server.double import BASE, SAMPLER
 
 
 def sample_body(**changes: Any) -> bodies.Sample:
@@ -50,57 +43,6 @@ def test_an_adapter_that_trains_nothing_is_refused() -> None:
 def test_a_seed_is_derived_only_when_none_was_sent() -> None:
     assert validate.lora_config(bodies.LoraSettings(), BASE, seed=5).seed == 5
     assert validate.lora_config(bodies.LoraSettings(seed=0), BASE, seed=5).seed == 0
-
-
-def test_another_optimizer_than_adamw_is_refused() -> None:
-    with pytest.raises(UserError, match="optimizer type 'dimuon' is not supported"):
-        validate.check_optimizer("dimuon")
-
-
-def test_an_optimizer_step_has_the_sdks_defaults() -> None:
-    assert step(adam_params={}) == OptimStepBody()
-
-
-def test_a_step_of_another_optimizer_is_refused() -> None:
-    with pytest.raises(UserError, match=r"'dimuon' is not supported .* not public; expected adamw"):
-        step(optimizer_params={"type": "dimuon", "learning_rate": 0.1})
-
-
-def test_a_step_of_adamw_by_its_name_is_accepted() -> None:
-    assert step(optimizer_params={"type": "adamw", "beta1": 0.5}).beta1 == 0.5
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("learning_rate", -1e-9),
-        ("learning_rate", float("nan")),
-        ("learning_rate", float("inf")),
-        ("beta1", 1.0),
-        ("beta1", -0.1),
-        ("beta2", 1.0),
-        ("beta2", float("nan")),
-        ("eps", -1e-9),
-        ("weight_decay", -0.1),
-        ("grad_clip_norm", -0.1),
-        ("grad_clip_norm", float("nan")),
-    ],
-)
-def test_an_optimizer_parameter_outside_its_range_is_refused(name: str, value: float) -> None:
-    with pytest.raises(UserError, match=f"{name} is {value}; expected at least 0 and"):
-        step(adam_params={name: value})
-
-
-@pytest.mark.parametrize("value", [float("inf"), float("nan")])
-def test_a_number_that_the_sdk_sends_as_null_is_not_taken_for_the_default(value: float) -> None:
-    """The SDK's JSON has no NaN and no infinity; it writes both as null."""
-    request = OptimStepRequest(
-        optim_params=types.AdamParams(learning_rate=value), model_id=MODEL, seq_id=1
-    )
-    sent = request.model_dump(mode="json")
-
-    with pytest.raises(UserError, match="learning_rate is null"):
-        step(adam_params=sent["adam_params"])
 
 
 @pytest.mark.parametrize(

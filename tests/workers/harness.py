@@ -11,6 +11,7 @@ from cyclora_core.clock import ManualClock
 from cyclora_core.operations import (
     Body,
     CreateModelBody,
+    DimuonStepBody,
     LoraConfig,
     OperationKind,
     OptimStepBody,
@@ -19,6 +20,7 @@ from cyclora_core.operations import (
     SampleBody,
     SaveWeightsBody,
 )
+from cyclora_core.optimizers import OptimizerType
 from cyclora_core.records import Future, FutureState, NewModel, Submission
 from cyclora_core.storage import Storage
 from cyclora_core.store import Store
@@ -33,6 +35,7 @@ from workers.builders import cross_entropy
 
 SESSION_ID = "11111111-2222-3333-4444-555555555555"
 LORA = LoraConfig(4, seed=1)
+STEP = OptimStepBody(learning_rate=1e-2)
 
 
 class Harness:
@@ -103,6 +106,7 @@ class Harness:
         model: int = 0,
         tenant_id: str = "tenant-a",
         owner_id: str | None = None,
+        optimizer_type: OptimizerType = OptimizerType.ADAMW,
     ) -> str:
         owner = owner_id or ids.model_id(SESSION_ID, model)
         seq_id = self.next_seq_ids.get(owner, 0)
@@ -118,7 +122,7 @@ class Harness:
             tokens = len(body.prompt_tokens) + (body.params.max_tokens or 0)
             num_tokens = tokens * body.num_samples
         elif isinstance(body, CreateModelBody):
-            new_model = NewModel(SESSION_ID, body.lora)
+            new_model = NewModel(SESSION_ID, body.lora, optimizer_type=optimizer_type)
         await self.store.operations.submit(
             Submission(
                 request_id=request_id,
@@ -135,19 +139,33 @@ class Harness:
         )
         return request_id
 
-    async def create(self, model: int = 0, lora: LoraConfig = LORA, tenant: str = "") -> str:
-        body = CreateModelBody(self.base_model.name, lora)
+    async def create(
+        self,
+        model: int = 0,
+        lora: LoraConfig = LORA,
+        tenant: str = "",
+        optimizer_type: OptimizerType = OptimizerType.ADAMW,
+    ) -> str:
         return await self.submit(
-            OperationKind.CREATE_MODEL, body, model=model, tenant_id=tenant or "tenant-a"
+            OperationKind.CREATE_MODEL,
+            CreateModelBody(self.base_model.name, lora),
+            model=model,
+            tenant_id=tenant or "tenant-a",
+            optimizer_type=optimizer_type,
         )
 
-    async def train(self, body: PassBody, model: int = 0, tenant: str = "") -> str:
+    async def train(
+        self,
+        body: PassBody,
+        model: int = 0,
+        tenant: str = "",
+        step: OptimStepBody | DimuonStepBody = STEP,
+    ) -> str:
         """A forward_backward and the optim_step behind it; returns the first one's request_id."""
         tenant_id = tenant or "tenant-a"
         request_id = await self.submit(
             OperationKind.FORWARD_BACKWARD, body, model=model, tenant_id=tenant_id
         )
-        step = OptimStepBody(learning_rate=1e-2)
         await self.submit(OperationKind.OPTIM_STEP, step, model=model, tenant_id=tenant_id)
         return request_id
 

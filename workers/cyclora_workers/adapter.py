@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cyclora_core.errors import UserError
 from cyclora_core.operations import LoraConfig
+from cyclora_core.optimizers import OptimizerType
 
 if TYPE_CHECKING:
     from cyclora_workers.base_model import BaseModel
@@ -88,7 +89,7 @@ class AdapterLayout:
     """Which target modules an adapter has, and where each lies in its flat buffers.
 
     A function of the base model and the LoraConfig alone. Gaps between views hold zeros for ever:
-    their gradient is zero, and AdamW leaves a zero at zero.
+    their gradient is zero, and every optimizer leaves a zero at zero.
     """
 
     def __init__(self, target_modules: Sequence[TargetModule], config: LoraConfig) -> None:
@@ -154,35 +155,53 @@ class AdapterState:
     """Everything one adapter consists of while it is trained.
 
     Shapes:
-        master_P, gradient_P, first_moment_P, second_moment_P: fp32; the compute copy inside
-        ``weights`` has the base model's dtype.
+        master_P, gradient_P, first_moment_P, second_moment_P: fp32, the last of size 0 where the
+        optimizer has none; the compute copy inside ``weights`` has the base model's dtype.
     """
 
     def __init__(
-        self, config: LoraConfig, layout: AdapterLayout, dtype: torch.dtype, device: torch.device
+        self,
+        config: LoraConfig,
+        layout: AdapterLayout,
+        dtype: torch.dtype,
+        device: torch.device,
+        optimizer_type: OptimizerType = OptimizerType.ADAMW,
     ) -> None:
         def zeros(dtype: torch.dtype) -> Tensor:
             return torch.zeros(layout.num_elements, dtype=dtype, device=device)
 
         self.config = config
         self.layout = layout
+        self.optimizer_type = optimizer_type
         self.master_P = zeros(torch.float32)
         self.gradient_P = zeros(torch.float32)
         self.first_moment_P = zeros(torch.float32)
         self.second_moment_P = zeros(torch.float32)
+        if optimizer_type is OptimizerType.DIMUON:
+            self.second_moment_P = self.second_moment_P.new_zeros(0)
         self.num_steps = 0
         self.num_accumulated_passes = 0
         """Passes since the last optimizer step; 0 means that the gradient is zero."""
         self.weights = layout.weights(zeros(dtype), self.gradient_P)
 
     @classmethod
-    def empty(cls, base_model: BaseModel, config: LoraConfig) -> AdapterState:
+    def empty(
+        cls,
+        base_model: BaseModel,
+        config: LoraConfig,
+        optimizer_type: OptimizerType = OptimizerType.ADAMW,
+    ) -> AdapterState:
         """All zeros, to be filled from a checkpoint or a snapshot."""
         layout = AdapterLayout(base_model.target_modules, config)
-        return cls(config, layout, base_model.dtype, base_model.device)
+        return cls(config, layout, base_model.dtype, base_model.device, optimizer_type)
 
     @classmethod
-    def create(cls, base_model: BaseModel, config: LoraConfig) -> AdapterState:
+    def create(
+        cls,
+        base_model: BaseModel,
+        config: LoraConfig,
+        optimizer_type: OptimizerType = OptimizerType.ADAMW,
+    ) -> AdapterState:
         """A fresh adapter: A Kaiming-uniform from the seed, B zero, so that it changes nothing yet.
 
         ::
@@ -192,7 +211,7 @@ class AdapterState:
         which is Kaiming-uniform with a = sqrt(5), as PEFT initialises. Drawn on the CPU, module
         after module, so the seed gives the same adapter on every device.
         """
-        state = cls.empty(base_model, config)
+        state = cls.empty(base_model, config, optimizer_type)
         generator = torch.Generator().manual_seed(config.seed & (2**64 - 1))
         for module in state.layout.modules:
             bound = 1.0 / math.sqrt(module.in_features)
@@ -240,10 +259,11 @@ class AdapterState:
         """Inverse of ``export_tensors``, into a state of the same layout.
 
         Raises:
-            UserError: a tensor is missing or has another size; nothing was changed then.
+            UserError: a tensor is missing or has another size, as another optimizer's moments
+                have; nothing was changed then.
         """
         for name in (*_FLAT_BUFFERS, *_COUNTERS):
-            expected = (self.layout.num_elements,) if name in _FLAT_BUFFERS else ()
+            expected = tuple(getattr(self, name).shape) if name in _FLAT_BUFFERS else ()
             found = tuple(tensors[name].shape) if name in tensors else "nothing"
             if found != expected:
                 raise UserError(

@@ -24,6 +24,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from cyclora_core.errors import NotFound, UserError
+from cyclora_core.optimizers import OptimizerType
 from cyclora_workers import durable
 from cyclora_workers.adapter import LORA_ALPHA, AdapterLayout, AdapterState
 from cyclora_workers.base_model import BaseModel
@@ -34,7 +35,10 @@ OPTIMIZER_FILE = "optimizer.safetensors"
 COMPLETE_FILE = "checkpoint_complete"
 
 _NUM_STEPS = "num_steps"
-_MOMENTS = {"first_moment.": "first_moment_P", "second_moment.": "second_moment_P"}
+_MOMENTS: Mapping[OptimizerType, Mapping[str, str]] = {
+    OptimizerType.ADAMW: {"first_moment.": "first_moment_P", "second_moment.": "second_moment_P"},
+    OptimizerType.DIMUON: {"momentum.": "first_moment_P"},
+}
 """Prefix of the names in the optimizer's file, and the buffer of the state that it holds."""
 
 
@@ -52,7 +56,7 @@ def save_checkpoint(
     }
     if with_optimizer:
         moments = {_NUM_STEPS: torch.tensor(state.num_steps)}
-        for prefix, name in _MOMENTS.items():
+        for prefix, name in _MOMENTS[state.optimizer_type].items():
             moments |= _by_peft_name(state.layout, getattr(state, name), prefix)
         files[OPTIMIZER_FILE] = _named_bytes(moments)
     files[COMPLETE_FILE] = b""
@@ -86,7 +90,8 @@ def load_checkpoint(state: AdapterState, folder: Path, *, with_optimizer: bool) 
 
     Raises:
         NotFound: there is no complete checkpoint.
-        UserError: it does not fit the state, or holds no optimizer state. The state is unchanged.
+        UserError: it does not fit the state, or holds no state of its optimizer. The state is
+            unchanged.
     """
     if not is_complete(folder):
         raise NotFound(f"there is no checkpoint {folder.name!r}")
@@ -99,16 +104,16 @@ def load_checkpoint(state: AdapterState, folder: Path, *, with_optimizer: bool) 
             raise UserError("the checkpoint has no optimizer state; load it without the optimizer")
         moments = _read_tensors(folder / OPTIMIZER_FILE)
         num_steps = moments.pop(_NUM_STEPS, num_steps)
-        for prefix, name in _MOMENTS.items():
+        _check_optimizer(moments, state.optimizer_type)
+        for prefix, name in _MOMENTS[state.optimizer_type].items():
             mine = {k.removeprefix(prefix): v for k, v in moments.items() if k.startswith(prefix)}
             loaded[name] = _flattened(state.layout, mine)
-    zeros_P = torch.zeros(state.layout.num_elements)
     state.import_tensors(
         {
-            "first_moment_P": zeros_P,
-            "second_moment_P": zeros_P,
+            "first_moment_P": torch.zeros(state.first_moment_P.shape),
+            "second_moment_P": torch.zeros(state.second_moment_P.shape),
             **loaded,
-            "gradient_P": zeros_P,
+            "gradient_P": torch.zeros(state.layout.num_elements),
             "num_steps": num_steps,
             "num_accumulated_passes": torch.tensor(0),
         }
@@ -195,3 +200,12 @@ def _check_config(config: Mapping[str, Any], lora_rank: int) -> None:
         raise UserError(
             f"the checkpoint has lora_alpha {config.get('lora_alpha')}; need {LORA_ALPHA}"
         )
+
+
+def _check_optimizer(moments: Mapping[str, Tensor], wanted: OptimizerType) -> None:
+    for found, prefixes in _MOMENTS.items():
+        if found is not wanted and any(name.startswith(tuple(prefixes)) for name in moments):
+            raise UserError(
+                f"the checkpoint's optimizer state is of {found}; the model has {wanted}: load it "
+                "without the optimizer"
+            )

@@ -75,6 +75,7 @@ class CheckpointSteps:
                     is_listed=session_id is None,
                     expires_at_ms=None if body.ttl_s is None else now_ms + body.ttl_s * 1000,
                     user_metadata=body.user_metadata,
+                    optimizer_type=model.optimizer_type,
                 )
             )
         await self._in_thread(self._storage.delete_other_revisions, path, revision)

@@ -16,12 +16,14 @@ from torch import Tensor
 
 from cyclora_core.errors import ServerError, UserError
 from cyclora_core.operations import (
+    DimuonStepBody,
     LoraConfig,
     OptimStepBody,
     PassBody,
     PassResult,
     SampleBody,
 )
+from cyclora_core.optimizers import OptimizerType
 from cyclora_core.payload import Array
 from cyclora_core.types import DatumRange
 from cyclora_workers import checkpoint, snapshot
@@ -91,8 +93,13 @@ class Engine:
         self._parts: dict[str, _Part] = {}
         self._sampler_weights: OrderedDict[Path, AdapterWeights] = OrderedDict()
 
-    def create(self, model_id: str, lora: LoraConfig) -> None:
-        self._adapters[model_id] = AdapterState.create(self.base_model, lora)
+    def create(
+        self,
+        model_id: str,
+        lora: LoraConfig,
+        optimizer_type: OptimizerType = OptimizerType.ADAMW,
+    ) -> None:
+        self._adapters[model_id] = AdapterState.create(self.base_model, lora, optimizer_type)
 
     def _adapter(self, model_id: str) -> AdapterState:
         if model_id not in self._adapters:
@@ -125,13 +132,21 @@ class Engine:
                 self._adapter(model_id).restore_gradient(part.mark)
                 del self._parts[request_id]
 
-    def load(self, model_id: str, lora: LoraConfig, folder: Path, *, optimizer: bool) -> None:
+    def load(
+        self,
+        model_id: str,
+        lora: LoraConfig,
+        folder: Path,
+        *,
+        optimizer: bool,
+        optimizer_type: OptimizerType = OptimizerType.ADAMW,
+    ) -> None:
         """Replace a model's adapter weights, and its optimizer state or a fresh one.
 
         Raises:
             UserError: the checkpoint does not fit the adapter; the model is as it was then.
         """
-        state = AdapterState.empty(self.base_model, lora)
+        state = AdapterState.empty(self.base_model, lora, optimizer_type)
         checkpoint.load_checkpoint(state, folder, with_optimizer=optimizer)
         self._adapters[model_id] = state
 
@@ -144,12 +159,20 @@ class Engine:
         """A copy of a model's complete state, which further training leaves as it is."""
         return self._adapter(model_id).export_tensors()
 
-    def read_snapshot(self, model_id: str, lora: LoraConfig, folder: Path) -> None:
-        state = AdapterState.empty(self.base_model, lora)
+    def read_snapshot(
+        self,
+        model_id: str,
+        lora: LoraConfig,
+        folder: Path,
+        optimizer_type: OptimizerType = OptimizerType.ADAMW,
+    ) -> None:
+        state = AdapterState.empty(self.base_model, lora, optimizer_type)
         snapshot.read(state, folder)
         self._adapters[model_id] = state
 
-    def optim_step(self, model_id: str, body: OptimStepBody) -> Mapping[str, float]:
+    def optim_step(
+        self, model_id: str, body: OptimStepBody | DimuonStepBody
+    ) -> Mapping[str, float]:
         return optimizer_step(self._adapter(model_id), body)
 
     def run_passes(self, passes: Sequence[Pass]) -> Iterator[dict[str, PassOutcome]]:

@@ -201,10 +201,11 @@ class Executor:
         match kind:
             case OperationKind.CREATE_MODEL:
                 lora = body.lora  # type: ignore[union-attr]
-                await self._in_thread(self._engine.create, model_id, lora)
+                optimizer_type = run.record.optimizer_type
+                await self._in_thread(self._engine.create, model_id, lora, optimizer_type)
                 return ModelResult(model_id)
             case OperationKind.LOAD_WEIGHTS:
-                await self._load(model_id, body)  # type: ignore[arg-type]
+                await self._load(run.record, body)  # type: ignore[arg-type]
                 # The checkpoint may be replaced or deleted later; replaying must not depend on it.
                 await self._keeper.write_ahead(model_id, operation.seq_id)
                 return ModelResult(model_id, path=body.path)  # type: ignore[union-attr]
@@ -214,11 +215,13 @@ class Executor:
             case _:
                 return await self._checkpoints.save(run.record, operation, body)  # type: ignore[arg-type]
 
-    async def _load(self, model_id: str, body: LoadWeightsBody) -> None:
-        load = partial(self._engine.load, optimizer=body.optimizer)
+    async def _load(self, model: ModelRecord, body: LoadWeightsBody) -> None:
+        load = partial(
+            self._engine.load, optimizer=body.optimizer, optimizer_type=model.optimizer_type
+        )
 
         async def read(_checkpoint: Checkpoint, folder: Path) -> None:
-            await self._in_thread(load, model_id, body.lora, folder)
+            await self._in_thread(load, model.model_id, body.lora, folder)
 
         await read_checkpoint(self._store, self._storage, body.path, read)
 

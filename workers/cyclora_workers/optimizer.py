@@ -1,4 +1,4 @@
-"""AdamW on the flat buffers of one adapter.
+"""Optimizer steps on the flat buffers of one adapter; AdamW is here, Dimuon in a file of its own.
 
 Legend: P elements of a flat buffer.
 """
@@ -10,35 +10,37 @@ import math
 import torch
 
 from cyclora_core.errors import UserError
-from cyclora_core.operations import OptimStepBody
+from cyclora_core.operations import DimuonStepBody, OptimStepBody
 from cyclora_workers.adapter import AdapterState
+from cyclora_workers.dimuon import dimuon_update
 
 _CLIP_EPS = 1e-6
 """As in ``torch.nn.utils.clip_grad_norm_``."""
 
 
 @torch.no_grad()
-def optimizer_step(state: AdapterState, body: OptimStepBody) -> dict[str, float]:
-    """One AdamW update with decoupled weight decay, as ``torch.optim.AdamW`` does it.
+def optimizer_step(state: AdapterState, body: OptimStepBody | DimuonStepBody) -> dict[str, float]:
+    """One update by the adapter's optimizer with the gradient clipped by its norm.
 
     ::
 
-        g  = gradient * min(1, grad_clip_norm / (norm(gradient) + 1e-6))   unless it is 0.0
-        w  = w * (1 - lr * weight_decay)
-        m  = beta1 * m + (1 - beta1) * g
-        v  = beta2 * v + (1 - beta2) * g^2
-        w -= lr / (1 - beta1^n) * m / (sqrt(v / (1 - beta2^n)) + eps)
+        g = gradient * min(1, grad_clip_norm / (norm(gradient) + 1e-6))   unless it is 0.0
 
-    in step n. Without accumulated passes the gradient is zero, which still moves the weights.
-    Afterwards the compute copy is up to date and the gradient is zero.
+    Without accumulated passes the gradient is zero, which still moves the weights. Afterwards the
+    compute copy is up to date and the gradient is zero.
 
     Returns:
         Metrics: ``grad_norm`` before clipping, and the number of this step.
 
     Raises:
-        UserError: a parameter is out of range, and nothing was changed; or the gradient is not
-            finite, and it was dropped: weights and moments are as they were.
+        UserError: the parameters are another optimizer's or out of range, and nothing was changed;
+            or the gradient is not finite, and it was dropped: weights and moments are as they were.
     """
+    if body.optimizer_type is not state.optimizer_type:
+        raise UserError(
+            f"the model was created with {state.optimizer_type}; a step of {body.optimizer_type} "
+            "has no meaning for it"
+        )
     check_optim_step(body)
     gradient_P = state.gradient_P
     grad_norm = float(torch.linalg.vector_norm(gradient_P))
@@ -52,6 +54,27 @@ def optimizer_step(state: AdapterState, body: OptimStepBody) -> dict[str, float]
     if body.grad_clip_norm > 0:
         gradient_P.mul_(min(1.0, body.grad_clip_norm / (grad_norm + _CLIP_EPS)))
     state.num_steps += 1
+    if isinstance(body, DimuonStepBody):
+        dimuon_update(state, body.learning_rate, body.beta1)
+    else:
+        _adamw_update(state, body)
+    state.gradient_P.zero_()
+    state.num_accumulated_passes = 0
+    state.refresh_weights()
+    return {"grad_norm": grad_norm, "num_steps": float(state.num_steps)}
+
+
+def _adamw_update(state: AdapterState, body: OptimStepBody) -> None:
+    """AdamW with decoupled weight decay, as ``torch.optim.AdamW`` does it; uses the gradient up.
+
+    ::
+
+        w  = w * (1 - lr * weight_decay)
+        m  = beta1 * m + (1 - beta1) * g
+        v  = beta2 * v + (1 - beta2) * g^2
+        w -= lr / (1 - beta1^n) * m / (sqrt(v / (1 - beta2^n)) + eps)        in step n
+    """
+    gradient_P = state.gradient_P
     state.master_P.mul_(1 - body.learning_rate * body.weight_decay)
     state.first_moment_P.lerp_(gradient_P, 1 - body.beta1)
     state.second_moment_P.mul_(body.beta2).addcmul_(gradient_P, gradient_P, value=1 - body.beta2)
@@ -61,13 +84,9 @@ def optimizer_step(state: AdapterState, body: OptimStepBody) -> dict[str, float]
     denominator_P = torch.sqrt(state.second_moment_P, out=gradient_P)
     denominator_P.div_(correction).add_(body.eps)
     state.master_P.addcdiv_(state.first_moment_P, denominator_P, value=-step_size)
-    state.gradient_P.zero_()
-    state.num_accumulated_passes = 0
-    state.refresh_weights()
-    return {"grad_norm": grad_norm, "num_steps": float(state.num_steps)}
 
 
-def check_optim_step(body: OptimStepBody) -> None:
+def check_optim_step(body: OptimStepBody | DimuonStepBody) -> None:
     """Refuse parameters that make no update, or one that ends in NaN.
 
     Raises:
@@ -76,12 +95,15 @@ def check_optim_step(body: OptimStepBody) -> None:
     accepted = {
         "learning_rate": (body.learning_rate >= 0, "at least 0"),
         "beta1": (0 <= body.beta1 < 1, "from 0 to below 1"),
-        "beta2": (0 <= body.beta2 < 1, "from 0 to below 1"),
-        # With eps 0 every element that never had a gradient becomes 0 / 0.
-        "eps": (body.eps > 0, "above 0"),
-        "weight_decay": (body.weight_decay >= 0, "at least 0"),
         "grad_clip_norm": (body.grad_clip_norm >= 0, "at least 0, where 0 means no clipping"),
     }
+    if isinstance(body, OptimStepBody):
+        accepted |= {
+            "beta2": (0 <= body.beta2 < 1, "from 0 to below 1"),
+            # With eps 0 every element that never had a gradient becomes 0 / 0.
+            "eps": (body.eps > 0, "above 0"),
+            "weight_decay": (body.weight_decay >= 0, "at least 0"),
+        }
     for name, (is_accepted, bounds) in accepted.items():
         value: float = getattr(body, name)
         if not (is_accepted and math.isfinite(value)):

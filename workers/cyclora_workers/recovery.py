@@ -113,13 +113,15 @@ class ModelKeeper:
         model_id, seq_id = record.model_id, record.snapshot_seq_id
         if seq_id >= 0:
             folder = self._storage.snapshot_dir(model_id, seq_id, record.snapshot_epoch)
-            await self._in_thread(self._engine.read_snapshot, model_id, record.lora, folder)
+            await self._in_thread(
+                self._engine.read_snapshot, model_id, record.lora, folder, record.optimizer_type
+            )
         operations = await self._store.operations.replayable(
             model_id, seq_id + 1, record.applied_seq_id
         )
         for operation in operations:
             (data,) = await self._store.operations.bodies([operation.request_id])
-            await self._in_thread(self._replay, model_id, operation, data)
+            await self._in_thread(self._replay, record, operation, data)
         if operations or seq_id >= 0:
             _log.info(
                 "model restored",
@@ -128,9 +130,9 @@ class ModelKeeper:
                 num_replayed=len(operations),
             )
 
-    def _replay(self, model_id: str, operation: PlannedOperation, data: bytes) -> None:
+    def _replay(self, record: ModelRecord, operation: PlannedOperation, data: bytes) -> None:
         body = decode_body(operation.kind, data)
-        engine = self._engine
+        engine, model_id = self._engine, record.model_id
         if isinstance(body, PassBody):
             one = Pass(operation.request_id, model_id, body, True)
             *_, outcomes = engine.run_passes([one])
@@ -142,7 +144,7 @@ class ModelKeeper:
             with contextlib.suppress(UserError):  # refused then, refused now, to the same effect
                 engine.optim_step(model_id, body)  # type: ignore[arg-type]
         else:
-            engine.create(model_id, body.lora)  # type: ignore[union-attr]
+            engine.create(model_id, body.lora, record.optimizer_type)  # type: ignore[union-attr]
 
     async def cycle_ended(self) -> None:
         """Begin the snapshots that are due, and keep memory within its bound."""

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from cyclora_core.operations import LoraConfig
+from cyclora_core.optimizers import OptimizerType
 from cyclora_core.records import NewModel
 from cyclora_core.store.connection import Connection, as_dict
 from cyclora_core.types import ModelRecord
@@ -74,6 +75,7 @@ def new_model_fields(
         "session_id": model.session_id,
         "base_model": base_model,
         "lora": json.dumps(model.lora.to_payload().meta),
+        "optimizer_type": model.optimizer_type,
         "user_metadata": json.dumps(dict(model.user_metadata)),
         "created_at_ms": now_ms,
         "logged_seq_id": -1,
@@ -104,4 +106,5 @@ def model_record(model_id: str, fields: Mapping[str, str]) -> ModelRecord:
         is_ended=fields.get("is_ended") == "1",
         copied_from=fields.get("copied_from"),
         project_id=fields.get("project_id"),
+        optimizer_type=OptimizerType(fields.get("optimizer_type", OptimizerType.ADAMW)),
     )

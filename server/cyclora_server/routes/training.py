@@ -10,7 +10,7 @@ from cyclora_core import ids
 from cyclora_core.operations import CreateModelBody, OperationKind
 from cyclora_core.records import NewModel
 from cyclora_core.types import BaseModelInfo, ModelRecord
-from cyclora_server import access, validate
+from cyclora_server import access, validate, validate_optimizer
 from cyclora_server.auth import Identity, IdentityDep, needs_key
 from cyclora_server.body import documented, json_body, offload, read_body
 from cyclora_server.services import Json, Services, ServicesDep
@@ -46,13 +46,13 @@ async def create_model(
     # one of a model that does not exist, and a failed future would leave an empty training run.
     await access.live_session(services, identity.tenant_id, body.session_id)
     base = await access.served_base_model(services, body.base_model)
-    validate.check_optimizer(body.optimizer_config.type)
+    optimizer_type = validate_optimizer.optimizer_type(body.optimizer_config)
     model_id = ids.model_id(body.session_id, body.model_seq_id)
     sent = body.model_dump_json().encode()
     target = Target(identity.tenant_id, model_id, 0, OperationKind.CREATE_MODEL, base.name, sent)
     lora = validate.lora_config(body.lora_config, base, derived_seed(target.request_id))
     draft = Draft.of(CreateModelBody(base.name, lora))
-    new_model = NewModel(body.session_id, lora, body.user_metadata)
+    new_model = NewModel(body.session_id, lora, body.user_metadata, optimizer_type)
     return await submit(services, target.submission(draft, new_model=new_model))
 
 
@@ -74,6 +74,7 @@ async def get_info(
             "tokenizer_id": base.tokenizer_path,
         },
         "model_id": model.model_id,
+        "optimizer_config": validate_optimizer.config_json(model.optimizer_type),
         "is_lora": True,
         "lora_rank": model.lora.lora_rank,
         "model_name": base.name,
@@ -131,7 +132,7 @@ async def _submit_pass(
 
 @router.post(
     "/optim_step",
-    summary="One AdamW step with the gradients since the last one",
+    summary="One step of the model's optimizer with the gradients since the last one",
     openapi_extra=documented(bodies.OptimStep),
 )
 async def optim_step(request: Request, identity: IdentityDep, services: ServicesDep) -> Json:
@@ -139,8 +140,9 @@ async def optim_step(request: Request, identity: IdentityDep, services: Services
     value = read_json(raw)
     numbered = parse(bodies.Numbered, value)
 
-    async def draft(_model: ModelRecord, _base: BaseModelInfo) -> Draft:
-        return Draft.of(validate.optim_step(parse(bodies.OptimStep, value)))
+    async def draft(model: ModelRecord, _base: BaseModelInfo) -> Draft:
+        body = parse(bodies.OptimStep, value)
+        return Draft.of(validate_optimizer.optim_step(body, model.optimizer_type))
 
     return await submit_for_model(
         services,

@@ -12,7 +12,7 @@ from cyclora_core.ids import CheckpointKind, CheckpointPath
 from cyclora_core.operations import LoadWeightsBody, OperationKind, SaveWeightsBody
 from cyclora_core.records import Checkpoint, NewModel
 from cyclora_core.types import BaseModelInfo, ModelRecord
-from cyclora_server import access, validate
+from cyclora_server import access, validate, validate_optimizer
 from cyclora_server.auth import Identity, IdentityDep, needs_key
 from cyclora_server.body import documented, json_body, read_body
 from cyclora_server.problems import InvalidBody
@@ -137,6 +137,7 @@ async def load_weights(request: Request, identity: IdentityDep, services: Servic
     async def draft(model: ModelRecord, base: BaseModelInfo) -> Draft:
         body = parse(bodies.LoadWeights, value)
         checkpoint = await _training_checkpoint(services, identity, body, base.name)
+        validate_optimizer.check_load(model, body.optimizer_config, checkpoint, body.optimizer)
         for name in ("lora_rank", "train_attn", "train_mlp", "train_unembed"):
             theirs, mine = getattr(checkpoint.lora, name), getattr(model.lora, name)
             if theirs != mine:
@@ -166,18 +167,20 @@ async def _create_via_load(
             "load_weights needs either model_id and seq_id, or session_id and model_seq_id"
         )
     await access.live_session(services, identity.tenant_id, body.session_id)
-    validate.check_optimizer(body.optimizer_config.type)
     model_id = ids.model_id(body.session_id, body.model_seq_id)
     request_id = ids.request_id(model_id, 0)
     if not await is_first_try(services, request_id):
         # The checkpoint may be gone by the time of a retry; the load's future is not.
         return promise(request_id)
     checkpoint = await _training_checkpoint(services, identity, body, body.base_model)
+    optimizer_type = validate_optimizer.optimizer_of_new_model(
+        body.optimizer_config, checkpoint, body.optimizer
+    )
     await access.served_base_model(services, checkpoint.base_model)
     target = Target(
         identity.tenant_id, model_id, 0, OperationKind.LOAD_WEIGHTS, checkpoint.base_model, raw
     )
-    new_model = NewModel(body.session_id, checkpoint.lora, body.user_metadata)
+    new_model = NewModel(body.session_id, checkpoint.lora, body.user_metadata, optimizer_type)
     draft = Draft.of(_load_body(body, checkpoint))
     return await submit(services, target.submission(draft, new_model=new_model))
 
@@ -221,6 +224,7 @@ async def weights_info(
     checkpoint = await access.readable_checkpoint(services, identity.tenant_id, path)
     return {
         "base_model": checkpoint.base_model,
+        "optimizer_config": validate_optimizer.config_json(checkpoint.optimizer_type),
         "is_lora": True,
         "lora_rank": checkpoint.lora.lora_rank,
         "train_unembed": checkpoint.lora.train_unembed,

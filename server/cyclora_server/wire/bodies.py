@@ -65,8 +65,8 @@ class FinishSession(Body):
     reason: FinishReason = FinishReason()
 
 
-class OptimizerConfig(Body):
-    """The optimizer's family, chosen when a model is made."""
+class OptimizerConfig(Body, extra="allow"):
+    """The optimizer's family, chosen when a model is made, with keys of its own."""
 
     type: str = "adamw"
 
@@ -99,15 +99,8 @@ class ModelRef(Body):
     seq_id: int | None = None
 
 
-class AdamParams(Body):
-    """One AdamW step."""
-
-    learning_rate: float = 1e-4
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-12
-    weight_decay: float = 0.0
-    grad_clip_norm: float = 0.0
+class _StepParams(Body):
+    """Numbers of one optimizer step."""
 
     @model_validator(mode="before")
     @classmethod
@@ -121,6 +114,25 @@ class AdamParams(Body):
                         f"{name} is null, as NaN and infinity are sent; expected a finite number"
                     )
         return value
+
+
+class AdamParams(_StepParams):
+    """One AdamW step."""
+
+    learning_rate: float = 1e-4
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-12
+    weight_decay: float = 0.0
+    grad_clip_norm: float = 0.0
+
+
+class DimuonParams(_StepParams):
+    """One Dimuon step."""
+
+    learning_rate: float
+    beta1: float = 0.9
+    grad_clip_norm: float = 0.0
 
 
 class OptimStep(Numbered):
@@ -248,7 +260,7 @@ class LoadWeights(Body):
     model_seq_id: int | None = Field(default=None, ge=0, le=MAX_SEQ_ID)
     path: str
     optimizer: bool = False
-    optimizer_config: OptimizerConfig = OptimizerConfig()
+    optimizer_config: OptimizerConfig | None = None
     base_model: str | None = None
     user_metadata: Metadata = Field(default_factory=dict[str, str])
     weights_access_token: Any = None

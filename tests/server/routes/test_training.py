@@ -15,7 +15,15 @@ from tinker.types.shared.untyped_api_future import UntypedAPIFuture
 
 from cyclora_core import ids, payload
 from cyclora_core.errors import ErrorCategory
-from cyclora_core.operations import CreateModelBody, OperationKind, OptimStepBody, PassBody
+from cyclora_core.operations import (
+    BODY_TYPES,
+    CreateModelBody,
+    DimuonStepBody,
+    OperationKind,
+    OptimStepBody,
+    PassBody,
+)
+from cyclora_core.optimizers import OptimizerType
 from cyclora_core.records import Submission
 from cyclora_server.submission import derived_seed
 from cyclora_server.wire import schema
@@ -85,7 +93,12 @@ async def test_create_model_sent_again_finds_the_same_promise(client: httpx.Asyn
     [
         ({"base_model": "org/other"}, 404, "served are: org/tiny"),
         ({"lora_config": {"rank": 65}}, 400, "rank is 65"),
-        ({"optimizer_config": {"type": "dimuon"}}, 400, "'dimuon' is not supported"),
+        ({"optimizer_config": {"type": "sgd"}}, 400, "'sgd' is not supported"),
+        (
+            {"optimizer_config": {"type": "dimuon", "version": 2}},
+            400,
+            "version of optimizer_config",
+        ),
         ({"session_id": "nope"}, 404, "session 'nope' does not exist"),
         ({"model_seq_id": -1}, 422, "model_seq_id"),
         ({"model_seq_id": None}, 422, "model_seq_id"),
@@ -258,6 +271,50 @@ async def test_an_optimizer_step_is_submitted(
     assert answer.json() == {"request_id": f"{MODEL}:2", "model_id": MODEL}
     body = body_of(store.submitted(f"{MODEL}:2"), OptimStepBody)
     assert body == OptimStepBody(learning_rate=0.5)
+
+
+async def test_the_optimizer_is_part_of_the_model(
+    client: httpx.AsyncClient, store: StoreDouble
+) -> None:
+    config = {"type": "dimuon", "version": 1}
+
+    await client.post("/api/v1/create_model", json=CREATE | {"optimizer_config": config})
+
+    new_model = store.submitted(CREATED).new_model
+    assert new_model is not None
+    assert new_model.optimizer_type is OptimizerType.DIMUON
+    again = await client.post("/api/v1/create_model", json=CREATE)
+    assert "was used before by a request with another body" in again.json()["detail"]
+
+
+async def test_a_step_is_one_of_the_models_optimizer(
+    client: httpx.AsyncClient, store: StoreDouble
+) -> None:
+    store.models.records[MODEL] = model_record(optimizer_type=OptimizerType.DIMUON)
+    params = {"type": "dimuon", "learning_rate": 0.5, "beta1": 0.8, "grad_clip_norm": -1}
+    seq_2 = {"model_id": MODEL, "seq_id": 2, "optimizer_params": params}
+
+    await client.post("/api/v1/optim_step", json=seq_2)
+    await client.post("/api/v1/optim_step", json=STEP | {"seq_id": 3})
+
+    body = body_of(store.submitted(f"{MODEL}:2"), BODY_TYPES[OperationKind.OPTIM_STEP])
+    assert body == DimuonStepBody(0.5, beta1=0.8, grad_clip_norm=0.0)
+    error = store.submitted(f"{MODEL}:3").error
+    assert error is not None
+    assert "created with dimuon" in error.message
+
+
+@pytest.mark.parametrize("optimizer_type", OptimizerType)
+async def test_the_sdk_learns_the_optimizer_from_get_info(
+    client: httpx.AsyncClient, store: StoreDouble, optimizer_type: OptimizerType
+) -> None:
+    store.models.records[MODEL] = model_record(optimizer_type=optimizer_type)
+
+    answer = await client.post("/api/v1/get_info", json={"model_id": MODEL})
+
+    expected = {"adamw": types.AdamOptimizerConfig(), "dimuon": types.DimuonOptimizerConfig()}
+    info = GetInfoResponse.model_validate(answer.json())
+    assert info.optimizer_config.model_dump() == expected[optimizer_type].model_dump()
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from cyclora_core import ids, payload
 from cyclora_core.clock import ManualClock
 from cyclora_core.ids import CheckpointKind
 from cyclora_core.operations import LoadWeightsBody, LoraConfig, OperationKind, SaveWeightsBody
+from cyclora_core.optimizers import OptimizerType
 from server.double import (
     BASE,
     MODEL,
@@ -179,6 +180,7 @@ async def test_a_load_carries_what_the_checkpoint_was_made_of(
             {"lora": LoraConfig(lora_rank=8, train_mlp=False)},
             "has train_mlp False; the model has True",
         ),
+        ({"optimizer_type": OptimizerType.DIMUON}, "is of dimuon; the model has adamw"),
     ],
 )
 async def test_a_checkpoint_that_does_not_fit_fails_the_load(
@@ -222,6 +224,48 @@ async def test_a_load_can_be_the_first_request_of_a_new_model(
     assert loaded(store, f"{NEW_MODEL}:0").lora == lora
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, OptimizerType.ADAMW),
+        ({"optimizer": True}, OptimizerType.DIMUON),
+        ({"optimizer_config": {"type": "dimuon"}}, OptimizerType.DIMUON),
+    ],
+)
+async def test_a_creating_load_takes_the_optimizer_with_its_state_or_as_it_is_told(
+    client: httpx.AsyncClient,
+    store: StoreDouble,
+    changes: dict[str, Any],
+    expected: OptimizerType,
+) -> None:
+    store.checkpoints.put(checkpoint(optimizer_type=OptimizerType.DIMUON))
+
+    await client.post("/api/v1/load_weights", json=CREATE | changes)
+
+    new_model = store.submitted(f"{NEW_MODEL}:0").new_model
+    assert new_model is not None
+    assert new_model.optimizer_type is expected
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer_config": {"type": "sgd"}},
+        {"optimizer_config": {"type": "dimuon"}, "optimizer": True},
+    ],
+)
+async def test_a_creating_load_with_the_wrong_optimizer_leaves_no_training_run(
+    client: httpx.AsyncClient, store: StoreDouble, changes: dict[str, Any]
+) -> None:
+    store.checkpoints.put(checkpoint())
+
+    answer = await client.post("/api/v1/load_weights", json=CREATE | changes)
+
+    assert answer.status_code == 400
+    assert "optimizer" in answer.json()["detail"]
+    assert list(store.models.records) == [MODEL]
+
+
 async def test_a_creating_load_sent_again_survives_the_end_of_its_checkpoint(
     client: httpx.AsyncClient, store: StoreDouble
 ) -> None:
@@ -241,7 +285,7 @@ async def test_a_creating_load_sent_again_survives_the_end_of_its_checkpoint(
         ({"model_seq_id": None}, 422),
         ({"model_id": MODEL, "seq_id": 1}, 422),
         ({"session_id": "nope"}, 404),
-        ({"optimizer_config": {"type": "dimuon"}}, 400),
+        ({"optimizer_config": {"type": "sgd"}}, 404),
         ({"path": "x"}, 400),
     ],
 )
@@ -268,13 +312,14 @@ async def test_a_creating_load_keeps_to_the_checkpoints_base_model(
 async def test_the_sdk_understands_weights_info(
     client: httpx.AsyncClient, store: StoreDouble
 ) -> None:
-    store.checkpoints.put(checkpoint())
+    store.checkpoints.put(checkpoint(optimizer_type=OptimizerType.DIMUON))
 
     answer = await client.post("/api/v1/weights_info", json={"tinker_path": FINAL})
 
     info = WeightsInfoResponse.model_validate(answer.json())
     assert info.base_model == BASE.name
     assert info.lora_rank == 8
+    assert info.optimizer_config.type == "dimuon"
 
 
 async def test_weights_info_of_a_stranger_looks_missing(
