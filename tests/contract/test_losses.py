@@ -225,6 +225,16 @@ def test_a_seed_gives_the_same_adapter_again_and_another_seed_another(new_model:
     assert first != other
 
 
+def test_without_a_seed_every_model_begins_differently(new_model: NewModel) -> None:
+    data = [datum(N, seed=1)]
+
+    first, other = (
+        values_after_a_step(new_model(seed=None), data, "cross_entropy") for _ in range(2)
+    )
+
+    assert first != other
+
+
 def test_the_gradient_norm_is_the_one_before_clipping(new_model: NewModel) -> None:
     norms: list[float] = []
     for clip in (0.0, 1e-3):

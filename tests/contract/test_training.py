@@ -91,6 +91,34 @@ def test_many_chunks_are_one_batch(new_model: NewModel) -> None:
     assert len(output.loss_fn_outputs) == 1500
     total = -sum(sum(row) for row in logprobs(output))
     assert output.metrics["loss:sum"] == pytest.approx(total, rel=1e-4)
+    assert {"loss:sum", "clock_cycle:unique", "clock_cycle:unique_1"} == set(output.metrics)
+
+
+def test_chunks_accumulate_the_gradient_of_separate_calls(new_model: NewModel) -> None:
+    """Sent in parallel, the first one last; what they add up to does not depend on arrival."""
+    data = [datum(2, seed=i) for i in range(1100)]
+    found: list[list[list[float]]] = []
+    for calls in ([data], [data[:1024], data[1024:]]):
+        model = new_model(seed=3)
+        for each in calls:
+            model.forward_backward(each, "cross_entropy")
+        model.optim_step(types.AdamParams(learning_rate=1e-2))
+        found.append(logprobs(model.forward(data[:5], "cross_entropy").result()))
+
+    assert found[0] == found[1]
+
+
+def test_passes_accumulate_until_a_step_and_no_longer(new_model: NewModel) -> None:
+    norms: list[float] = []
+    model = new_model()
+    for num_passes in (1, 2, 0):
+        for _ in range(num_passes):
+            model.forward_backward([datum()], "cross_entropy")
+        metrics = model.optim_step(types.AdamParams(learning_rate=0.0)).result().metrics
+        assert metrics is not None
+        norms.append(metrics["grad_norm"])
+
+    assert norms == [norms[0], pytest.approx(2 * norms[0]), 0.0]
 
 
 def test_the_capabilities_name_the_built_in_model(up: Running) -> None:
