@@ -22,6 +22,7 @@ RATIO_MASK = "sequence_ratio_mask"
 
 _CLIPS = frozenset({CLIP_LOW, CLIP_HIGH})
 _POLICY_INPUTS = frozenset({"target_tokens", "logprobs", "advantages"})
+_MAX_FP32 = float(np.finfo(np.float32).max)
 _MAX_SHOWN = 60
 
 
@@ -76,7 +77,8 @@ def full_config(loss_fn: str, config: Config) -> Config:
     """The config with its defaults filled in.
 
     Raises:
-        UserError: a key is unknown, a value is not finite, or the clip thresholds are swapped.
+        UserError: a key is unknown, a value is not finite in fp32, or the clip thresholds are
+            swapped.
     """
     defaults = loss_rule(loss_fn).config
     for name, value in config.items():
@@ -85,8 +87,8 @@ def full_config(loss_fn: str, config: Config) -> Config:
                 f"loss_fn_config has {name[:_MAX_SHOWN]!r}, which {loss_fn} does not take; "
                 f"expected {', '.join(sorted(defaults)) or 'nothing'}"
             )
-        if not math.isfinite(value):
-            raise UserError(f"loss_fn_config[{name!r}] is {value}; expected a finite number")
+        if not abs(value) <= _MAX_FP32:
+            raise UserError(f"loss_fn_config[{name!r}] is {value}; expected a finite fp32 number")
     merged = {**defaults, **config}
     _check_order("loss_fn_config", merged.get(CLIP_LOW, -math.inf), merged.get(CLIP_HIGH, math.inf))
     return merged

@@ -184,6 +184,32 @@ def test_a_custom_loss_of_the_client_may_have_several_targets_per_token(
     assert totals[-1] < totals[0]
 
 
+def test_a_custom_loss_of_the_client_may_read_inputs_that_are_never_sent(
+    new_model: NewModel,
+) -> None:
+    """As for distillation: the SDK sends target_tokens alone, and weights it has made itself."""
+    inputs: dict[str, Any] = {
+        "target_tokens": [[20, 30]],
+        "target_distribution": types.TensorData(data=[0.25, 0.75], dtype="float32", shape=[1, 2]),
+    }
+    chosen = types.Datum(model_input=types.ModelInput.from_ints(tokens(1)), loss_fn_inputs=inputs)
+
+    def distance(data: list[types.Datum], found: list[Any]) -> tuple[Any, dict[str, float]]:
+        wanted = data[0].loss_fn_inputs["target_distribution"].to_torch()
+        return -(wanted * found[0]).sum(), {}
+
+    model = new_model()
+    totals: list[float] = []
+    for _ in range(4):
+        output = model.forward_backward_custom([chosen], distance).result()
+        model.optim_step(types.AdamParams(learning_rate=1e-2))
+        totals.append(output.metrics["loss:sum"])
+        found = output.loss_fn_outputs[0]["logprobs"].to_numpy()
+        assert totals[-1] == pytest.approx(-(found @ [0.25, 0.75]).item(), rel=1e-5)
+
+    assert totals[-1] < totals[0] - 1
+
+
 def test_data_with_provenance_train_like_data_without(new_model: NewModel) -> None:
     """Where tokens came from is for stable_reinforce alone; other losses have no use for it."""
     plain = policy_datum(N)

@@ -22,7 +22,8 @@ def test_defaults_fill_in_what_a_config_leaves_out() -> None:
     [
         ("ppo", {"clip": 0.2}, "has 'clip', which ppo does not take"),
         ("cross_entropy", {"beta": 0.1}, "expected nothing"),
-        ("dro", {"beta": float("nan")}, "expected a finite number"),
+        ("dro", {"beta": float("nan")}, "expected a finite fp32 number"),
+        ("ppo", {"clip_high_threshold": 1e300}, "is 1e.300; expected a finite fp32 number"),
         ("ppo", {"clip_low_threshold": 1.5}, "1.5 is above clip_high_threshold 1.2"),
     ],
 )

@@ -107,7 +107,7 @@ def test_an_unknown_config_key_is_named() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_config_value_that_is_no_number_is_refused(value: float) -> None:
-    refused(a_pass("dro", config={"beta": value}), "expected a finite number")
+    refused(a_pass("dro", config={"beta": value}), "expected a finite fp32 number")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ second decodes its data; what fails there becomes a failed future that uses up t
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -107,6 +108,8 @@ def _numbers(config: Mapping[str, Any]) -> dict[str, float]:
             raise UserError(
                 f"loss_fn_config[{name[:60]!r}] is {str(value)[:60]!r}; expected a number"
             )
+        if abs(value) > sys.float_info.max:
+            raise UserError(f"loss_fn_config[{name[:60]!r}] is too large for a number")
     return {name: float(value) for name, value in config.items()}
 
 

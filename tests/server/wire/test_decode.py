@@ -131,6 +131,13 @@ def test_text_in_the_config_is_refused() -> None:
         decoded(sdk_bytes([], "dro", {"beta": "x"}))
 
 
+@pytest.mark.parametrize("value", [10**400, -(10**400)])
+def test_a_number_beyond_every_float_is_refused(value: int) -> None:
+    """JSON has integers of any length."""
+    with pytest.raises(UserError, match="loss_fn_config\\['beta'\\] is too large"):
+        decoded_json({"loss_fn": "dro", "data": [], "loss_fn_config": {"beta": value}})
+
+
 def test_a_custom_loss_is_refused_by_name_before_its_config() -> None:
     with pytest.raises(UserError, match="'custom' is not supported"):
         decoded(sdk_bytes([], "custom", {"loss_id": "x"}))
