@@ -22,7 +22,7 @@ class Copies:
     async def record(self, copy: Checkpoint, copied_from: str, project_id: str | None) -> bool:
         """Record a copy and its training run; false when that run exists already."""
         keys, expires_at_ms = self._keys, copy.expires_at_ms
-        run = NewModel(session_of(copy.model_id), copy.lora)
+        run = NewModel(session_of(copy.model_id), copy.lora, optimizer_type=copy.optimizer_type)
         fields: dict[str, str | int] = {
             **new_model_fields(run, copy.tenant_id, copy.base_model, copy.created_at_ms),
             # No client may take the run's number for a model: that one's first request is used up.
