@@ -46,6 +46,18 @@ class ApiKey:
 
 
 @dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """One change that a tenant, or an administrator, can look up afterwards."""
+
+    event: str
+    """``{resource}_{action}``, such as ``checkpoint_delete``."""
+    at_ms: int
+    details: Mapping[str, str | int | bool | None]
+    entry_id: str
+    """Keeps two equal changes of one millisecond apart."""
+
+
+@dataclass(frozen=True, slots=True)
 class Session:
     """One connected client process."""
 
@@ -59,6 +71,15 @@ class Session:
     tags: Sequence[str] = ()
     user_metadata: Mapping[str, str] = field(default_factory=dict[str, str])
     finished_reason: str | None = None
+    """Why it ended: what its client said, or ``EXPIRED``; None while it lives."""
+    finished_detail: str | None = None
+
+
+DEFAULT_PROJECT = "default"
+"""Of everything that was never put into another one."""
+
+EXPIRED = "expired"
+"""The reason of a session that ended because nothing was heard of its client any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +210,8 @@ class SubmitOutcome(StrEnum):
     """The seq_id was used before, or counted as lost, and no future is kept of it."""
     TOO_FAR = "too_far"
     """The seq_id is further ahead of the model's log than any client sends."""
+    ENDED = "ended"
+    """It would make a model in a session that ended meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)

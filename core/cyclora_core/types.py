@@ -133,6 +133,17 @@ class PlannedSample:
 
 
 @dataclass(frozen=True, slots=True)
+class Execution:
+    """In which cycle an operation ran, and when; of a pass spread over several, in the last."""
+
+    cycle_id: int
+    dispatched_at_ms: int
+    """By the scheduler's clock."""
+    started_at_ms: int
+    """By the worker's."""
+
+
+@dataclass(frozen=True, slots=True)
 class Cycle:
     """One plan for one worker, numbered per base model."""
 
@@ -141,6 +152,7 @@ class Cycle:
     worker_id: str
     models: Sequence[PlannedModel]
     samples: Sequence[PlannedSample]
+    dispatched_at_ms: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -157,7 +169,14 @@ class Cycle:
             for model in value["models"]
         ]
         samples = [PlannedSample(**sample) for sample in value["samples"]]
-        return cls(value["cycle_id"], value["base_model"], value["worker_id"], models, samples)
+        return cls(
+            value["cycle_id"],
+            value["base_model"],
+            value["worker_id"],
+            models,
+            samples,
+            value["dispatched_at_ms"],
+        )
 
 
 def _planned_operation(value: dict[str, Any]) -> PlannedOperation:

@@ -161,7 +161,14 @@ class Scheduler:
 
     async def _dispatch(self, worker: WorkerState, plan: Plan, started_s: float) -> int:
         models = [assignment.planned for assignment in plan.assignments]
-        cycle = Cycle(0, worker.base_model, worker.worker_id, models, plan.planned_samples)
+        cycle = Cycle(
+            0,
+            worker.base_model,
+            worker.worker_id,
+            models,
+            plan.planned_samples,
+            self._clock.now_ms(),
+        )
         outcome = await self._store.cycles.dispatch(
             self._token, cycle, plan.assignments, plan.samples
         )

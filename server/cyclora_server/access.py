@@ -130,13 +130,13 @@ async def base_model_of(services: Services, name: str) -> BaseModelInfo:
     return info
 
 
-async def discard_checkpoint(services: Services, path: CheckpointPath) -> None:
-    """Delete a checkpoint for good.
+async def discard_checkpoint(services: Services, path: CheckpointPath, by: str) -> None:
+    """Delete a checkpoint for good; ``by`` is the key_id of who asked, "" when it is ours.
 
     The record first: files without a record only take space, a record without files would be
     listed and then fail to load.
     """
-    files = await services.store.checkpoints.delete(str(path))
+    files = await services.store.checkpoints.delete(str(path), by)
     if files is not None:
         await delete_files(services, files)
 

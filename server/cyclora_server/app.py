@@ -20,14 +20,18 @@ from cyclora_server.futures import FuturesHub
 from cyclora_server.ports import StoragePort, StorePort
 from cyclora_server.routes import (
     admin,
+    audit,
+    billing,
     checkpoints,
     copies,
+    credentials,
     futures,
     runs,
     sampling,
     service,
     sessions,
     tokenizers,
+    traces,
     training,
     weights,
 )
@@ -42,7 +46,7 @@ Most POST routes answer at once with a promise, `{"request_id": ...}`, which `re
 redeems. Requests of one model carry a `seq_id` and run in its order, whatever order they arrive in.
 A request sent again finds the promise of the first time.
 
-Send the API key in the `X-API-Key` header.
+Send the API key, or a token that was exchanged for it, in the `X-API-Key` header.
 """
 
 _TAGS = [
@@ -55,7 +59,11 @@ _TAGS = [
     {"name": "training runs", "description": "What a tenant has trained."},
     {"name": "checkpoints", "description": "Listed, kept, published and deleted."},
     {"name": "tokenizers", "description": "Files for clients without network access."},
-    {"name": "administration", "description": "Needs an administrator's API key."},
+    {"name": "billing", "description": "What was used, as it was metered."},
+    {
+        "name": "administration",
+        "description": "`/admin` needs an administrator's API key; the audit log does not.",
+    },
 ]
 
 
@@ -95,7 +103,10 @@ def create_app(settings: Settings, store: StorePort, storage: StoragePort, clock
     for router in (
         service.public_router,
         service.router,
+        credentials.router,
         sessions.router,
+        traces.router,
+        traces.public_router,
         training.router,
         weights.router,
         sampling.router,
@@ -104,6 +115,8 @@ def create_app(settings: Settings, store: StorePort, storage: StoragePort, clock
         checkpoints.router,
         copies.router,
         tokenizers.router,
+        audit.router,
+        billing.router,
         admin.router,
     ):
         app.include_router(router)

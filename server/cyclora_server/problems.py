@@ -7,6 +7,7 @@ minutes, so none of these may answer a request that can never succeed.
 
     UserError            400  permanent; the SDK raises at once
       Unauthorized       401  the SDK raises AuthenticationError
+        InvalidToken     401  with a header that has the SDK get a new token and repeat, once
       Forbidden          403  permanent
       NotFound           404  permanent; also for objects of other tenants, which must look alike
       Gone               410  a lost promise: samples are submitted anew; ends a heartbeat quietly
@@ -56,6 +57,10 @@ class InvalidBody(UserError):
     """A field is missing or is of the wrong type."""
 
 
+class InvalidToken(Unauthorized):
+    """A token that was sent instead of an API key is not, or no longer, good for anything."""
+
+
 # From the most special to the most general: the first that fits decides.
 _STATUS: tuple[tuple[type[CycloraError], int], ...] = (
     (Unauthorized, 401),
@@ -84,7 +89,10 @@ def answer(error: Exception) -> JSONResponse:
         return _problem(422, describe_violations(error.errors()))
     for error_type, status in _STATUS:
         if isinstance(error, error_type):
-            return _problem(status, str(error))
+            response = _problem(status, str(error))
+            if isinstance(error, InvalidToken):
+                response.headers["WWW-Authenticate"] = 'Bearer error="invalid_token"'
+            return response
     return _problem(500, report_fault(error))
 
 

@@ -51,6 +51,20 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on; 0 takes any free one, which ``ready_file`` then tells."""
 
+    public_url: str | None = Field(default=None, pattern="^https?://[^?#]+$")
+    """Base URL under which clients reach this server, such as ``https://gpu.lab/tinker``.
+
+    Download URLs begin with it. Unset, they begin with the one that the client's request named,
+    which is wrong behind a proxy that takes a path prefix away or sends another ``Host``.
+    """
+
+    download_url_ttl_s: int = Field(default=3600, ge=600, le=7 * 24 * 3600)
+    """Seconds for which a download URL that was handed out can be used by whoever has it.
+
+    Clients ask for new ones by themselves when fewer than five minutes are left; very long, one
+    that got into the wrong hands serves them that much longer.
+    """
+
     ready_file: Path | None = None
     """File that gets ``{"port": ..., "pid": ...}`` once the server listens; none if unset."""
 
@@ -90,10 +104,31 @@ class Settings(BaseSettings):
     """
 
     sweep_interval_s: float = Field(default=10.0, gt=0.0, le=3600.0)
-    """Seconds between two looks for checkpoints that have expired.
+    """Seconds between two looks for checkpoints and sessions that have expired.
 
-    They cannot be used from the moment they expire; their files take space this much longer. Very
-    short, it keeps the store busy.
+    Checkpoints cannot be used from the moment they expire; their files, and the models of expired
+    sessions, take space this much longer. Very short, it keeps the store busy.
+    """
+
+    session_timeout_s: float = Field(default=600.0, ge=60.0)
+    """Seconds without heartbeat and without a request after which a session ends.
+
+    Queued and running work keeps it alive. The SDK sends a heartbeat every 10 seconds; shorter than
+    a client's network may be away, or its machine asleep, it loses its models. Very long, what dead
+    clients left takes memory and disk.
+    """
+
+    token_auth: bool = False
+    """Whether clients are told to exchange their API key for a token and send that.
+
+    ``whoami`` of the SDK and of the ``tinker`` command works only then; it costs each client one
+    more request. Keys and tokens are accepted either way.
+    """
+
+    token_lifetime_s: int = Field(default=3600, ge=1800, le=86400)
+    """Seconds that a token can be used; clients get a new one after about half of it.
+
+    A token of a revoked key ends at once, however long this is.
     """
 
     proto_compress: bool = False

@@ -136,7 +136,8 @@ async def submit(services: Services, submission: Submission) -> Json:
     Raises:
         Overloaded: there is no room for new work.
         UserError: the seq_id was used before with another body.
-        Gone: the seq_id was used before and its future is no longer kept.
+        Gone: the seq_id was used before and its future is no longer kept, or the session that
+            the model would belong to has ended.
     """
     outcome = await _store(services, submission)
     used = f"seq_id {submission.seq_id} of {submission.owner_id} was used before"
@@ -150,6 +151,8 @@ async def submit(services: Services, submission: Submission) -> Json:
             f"seq_id {submission.seq_id} of {submission.owner_id} is too far ahead of the requests "
             "that have arrived; number requests one by one"
         )
+    if outcome is SubmitOutcome.ENDED:
+        raise Gone(f"session {ids.session_of(submission.owner_id)} has ended; open a new one")
     if outcome is SubmitOutcome.EXPIRED:
         raise Gone(
             f"{used}, or others gave up waiting for it, and no result of it is kept; it does not "

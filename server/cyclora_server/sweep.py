@@ -1,8 +1,8 @@
-"""Deleting what has expired: records of checkpoints first, then their files.
+"""Ending what has expired: checkpoints with their files, and sessions whose client is gone.
 
-Every server does it, since each reaches storage; doing it twice is doing it once. A server that
-dies in between leaves files whose record is gone: the store remembers them, and the next sweep of
-any server finds them.
+Every server does it, since each reaches store and storage; doing it twice is doing it once. A
+server that dies in between leaves files whose record is gone, or a session that has ended and still
+has models: the store remembers both, and the next sweep of any server finds them.
 """
 
 from __future__ import annotations
@@ -11,20 +11,33 @@ import asyncio
 
 import structlog
 
-from cyclora_server import access, problems
+from cyclora_core.errors import CycloraError
+from cyclora_server import access, problems, session_end
 from cyclora_server.services import Services
+from cyclora_server.session_watch import SessionWatch
 
 MAX_FILES_AT_ONCE = 50
 """Checkpoints whose files are deleted in one sweep, so that it never holds up for long."""
+
+MAX_SESSIONS_AT_ONCE = 50
+"""Sessions that are cleaned up behind in one sweep."""
+
+HEAD_START_S = 10.0
+"""Seconds that whoever ended a session gets to clean up before a sweep does it too."""
+
+_BLIND_SLACK_S = 10.0
 
 _log = structlog.get_logger()
 
 
 class Sweeper:
-    """Looks for expired checkpoints as long as the server runs."""
+    """Looks for what has expired as long as the server runs."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        settings = services.settings
+        max_blind_s = 2 * settings.sweep_interval_s + _BLIND_SLACK_S
+        self._watch = SessionWatch(settings.session_timeout_s, max_blind_s)
 
     async def run(self) -> None:
         """Sweep until cancelled."""
@@ -36,7 +49,12 @@ class Sweeper:
                 problems.report_fault(error)
 
     async def sweep(self) -> None:
-        """Drop a bounded number of expired records, and delete files without one."""
+        """Do a bounded amount of each."""
+        await self._expire_checkpoints()
+        await self._expire_sessions()
+        await self._clean_up_sessions()
+
+    async def _expire_checkpoints(self) -> None:
         checkpoints = self._services.store.checkpoints
         num_dropped = await checkpoints.drop_expired()
         if num_dropped:
@@ -46,3 +64,23 @@ class Sweeper:
                 # Tried again later, behind the others: one folder must not hold up the rest.
                 _log.warning("checkpoint not deleted", path=files.path, revision=files.revision)
                 await checkpoints.doom_files(files, self._services.settings.sweep_interval_s)
+
+    async def _expire_sessions(self) -> None:
+        sessions = self._services.store.sessions
+        live = await sessions.live()
+        overdue = self._watch.look(live, self._services.clock.mono_s())
+        timeout_s = self._services.settings.session_timeout_s
+        detail = f"nothing was heard of its client for {timeout_s:g} s"
+        for session_id in overdue:
+            if await sessions.expire(session_id, live[session_id], detail):
+                _log.info("session expired", session_id=session_id)
+
+    async def _clean_up_sessions(self) -> None:
+        sessions = self._services.store.sessions
+        for session_id in await sessions.ending(HEAD_START_S, MAX_SESSIONS_AT_ONCE):
+            # Behind the others from now on: one that fails must not hold up the rest.
+            await sessions.postpone(session_id)
+            try:
+                await session_end.clean_up(self._services, session_id)
+            except CycloraError as error:
+                _log.warning("session not cleaned up", session_id=session_id, reason=str(error))

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,13 @@ class Running:
     def api_key(self, tenant: str) -> str:
         """The key of a tenant of this name, made on first use."""
         if tenant not in self.api_keys:
-            with AdminClient(self.base_url, self.ready["admin_key"]) as admin:
+            with self.admin() as admin:
                 record = admin.create_tenant(tenant)
                 self.api_keys[tenant] = admin.create_key(record.tenant_id, "test").api_key
         return self.api_keys[tenant]
+
+    def admin(self) -> AdminClient:
+        return AdminClient(self.base_url, self.ready["admin_key"])
 
     def service(self, tenant: str = "tenant") -> tinker.ServiceClient:
         return tinker.ServiceClient(base_url=self.base_url, api_key=self.api_key(tenant))
@@ -57,10 +60,16 @@ class Running:
 
 
 @contextlib.contextmanager
-def run_up(folder: Path, *arguments: str) -> Generator[Running]:
-    """Start ``cyclora up --json`` on a folder, and stop it with Ctrl-C."""
+def run_up(
+    folder: Path, *arguments: str, variables: Mapping[str, str] | None = None
+) -> Generator[Running]:
+    """Start ``cyclora up --json`` on a folder, and stop it with Ctrl-C.
+
+    ``variables`` are settings of its processes that have no option.
+    """
     command = [sys.executable, "-m", "cyclora_client", "up", "--json", "--port", "0"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("CYCLORA_")}
+    environment |= variables or {}
     with (folder.parent / f"{folder.name}.stderr").open("w") as errors:
         process = subprocess.Popen(
             [*command, "--data", str(folder), *arguments],

@@ -41,6 +41,7 @@ async def settle_sample(store: Store, worker_id: str, seq_id: int = 1) -> Settle
     return await store.operations.settle_sample(
         worker_id=worker_id,
         tenant_id="tenant-a",
+        base_model=BASE_MODEL,
         sampling_session_id=owner,
         seq_id=seq_id,
         request_id=ids.request_id(owner, seq_id),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,32 @@ async def test_a_key_is_stored_as_a_hash_only(store: Store) -> None:
 
     assert dumped
     assert not any(secret.encode() in value for value in dumped)
+
+
+async def test_what_happens_to_tenants_and_keys_is_in_their_audit_log(
+    store: Store, clock: ManualClock
+) -> None:
+    tenant = await store.tenants.create("lab", "key-admin")
+    secret, record = await store.tenants.create_key(tenant.tenant_id, "laptop", True, "key-admin")
+    for _ in range(2):
+        await store.tenants.revoke_key(record.key_id, record.key_id)
+
+    entries = await store.audit.list(tenant.tenant_id, 0, clock.now_ms() + 1)
+
+    assert sorted((each.event, each.details["key_id"]) for each in entries) == [
+        ("organization_create", "key-admin"),
+        ("organization_key_create", "key-admin"),
+        ("organization_key_revoke", record.key_id),
+    ]
+    assert secret not in str(entries)
+
+
+async def test_a_secret_is_the_same_for_all_who_ask_and_differs_by_name(store: Store) -> None:
+    first, again = await asyncio.gather(store.secrets.shared("a"), store.secrets.shared("a"))
+
+    assert first == again
+    assert len(first) == 32
+    assert await store.secrets.shared("b") != first
 
 
 async def test_a_repeated_idempotency_key_makes_one_session(store: Store) -> None:

@@ -20,13 +20,17 @@ sampling sessions, and up to 5 kB while tenants are there for the first time."""
 
 HISTORY = frozenset(
     {
+        "audit:tenant-HEX",
+        "metered:tenant-HEX:N",
         "model:ID:train:N",
         "models:tenant-HEX",
         "sampler:ID:sample:N",
         "session:ID",
         "session:ID:models",
         "session:ID:samplers",
+        "session:ID:trace",
         "sessions:tenant-HEX",
+        "stored:tenant-HEX",
         "usage:tenant-HEX",
     }
 )

@@ -132,6 +132,7 @@ async def sampled(deployment: Deployment) -> str:
     await store.operations.settle_sample(
         worker_id="worker-1",
         tenant_id=deployment.tenant_id,
+        base_model=BASE_MODEL,
         sampling_session_id=sampler,
         seq_id=1,
         request_id=f"{sampler}:1",

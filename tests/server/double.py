@@ -18,7 +18,10 @@ from cyclora_core.errors import ErrorCategory, NotFound
 from cyclora_core.ids import CheckpointKind, CheckpointPath
 from cyclora_core.operations import LoraConfig, OperationKind, Result
 from cyclora_core.records import (
+    DEFAULT_PROJECT,
+    EXPIRED,
     ApiKey,
+    AuditEntry,
     Checkpoint,
     Completion,
     Future,
@@ -33,6 +36,8 @@ from cyclora_core.records import (
 )
 from cyclora_core.store.checkpoints import CheckpointFiles
 from cyclora_core.store.memory import MemoryReading
+from cyclora_core.store.metering import Metered, StoredHour
+from cyclora_core.store.traces import TracedOperation
 from cyclora_core.types import BaseModelInfo, ModelRecord
 
 TENANT = "tenant-a"
@@ -66,7 +71,8 @@ class Tenants:
             ADMIN_KEY: ApiKey("key-admin", TENANT, "", True, 1000),
         }
 
-    async def create(self, name: str) -> Tenant:
+    async def create(self, name: str, by: str = "") -> Tenant:
+        assert by
         tenant = Tenant(f"tenant-{name}", name, 1000)
         self.tenants[tenant.tenant_id] = tenant
         return tenant
@@ -77,7 +83,10 @@ class Tenants:
     async def list(self) -> list[Tenant]:
         return list(self.tenants.values())
 
-    async def create_key(self, tenant_id: str, name: str, is_admin: bool) -> tuple[str, ApiKey]:
+    async def create_key(
+        self, tenant_id: str, name: str, is_admin: bool, by: str
+    ) -> tuple[str, ApiKey]:
+        assert by
         if tenant_id not in self.tenants:
             raise NotFound(f"tenant {tenant_id!r} does not exist")
         secret = f"tml-{len(self.keys)}"
@@ -87,7 +96,10 @@ class Tenants:
     async def list_keys(self, tenant_id: str | None) -> list[ApiKey]:
         return [key for key in self.keys.values() if tenant_id in (None, key.tenant_id)]
 
-    async def revoke_key(self, key_id: str) -> bool:
+    async def get_key(self, key_id: str) -> ApiKey | None:
+        return next((key for key in self.keys.values() if key.key_id == key_id), None)
+
+    async def revoke_key(self, key_id: str, by: str = "") -> bool:
         for secret, key in self.keys.items():
             if key.key_id == key_id:
                 self.keys[secret] = dataclasses.replace(key, revoked_at_ms=2000)
@@ -99,11 +111,59 @@ class Tenants:
         return key if key and key.revoked_at_ms is None else None
 
 
+class Audit:
+    def __init__(self) -> None:
+        self.entries: list[tuple[str, AuditEntry]] = []
+
+    async def list(self, tenant_id: str, from_ms: int, before_ms: int) -> list[AuditEntry]:
+        found = [each for owner, each in self.entries if owner == tenant_id]
+        return [each for each in found if from_ms <= each.at_ms < before_ms]
+
+
+class Metering:
+    def __init__(self) -> None:
+        self.metered: list[Metered] = []
+        self.stored_hours: list[StoredHour] = []
+
+    async def used(self, tenant_id: str, from_hour: int, before_hour: int) -> list[Metered]:
+        if tenant_id != TENANT:
+            return []
+        return [each for each in self.metered if from_hour <= each.hour < before_hour]
+
+    async def stored(
+        self, tenant_id: str, from_hour: int, before_hour: int, now_ms: int
+    ) -> list[StoredHour]:
+        assert now_ms > 0
+        if tenant_id != TENANT:
+            return []
+        return [each for each in self.stored_hours if from_hour <= each.hour < before_hour]
+
+
+class Traces:
+    def __init__(self) -> None:
+        self.operations: list[TracedOperation] = []
+        self.queued: list[TracedOperation] = []
+
+    async def settled(self, session_id: str) -> list[TracedOperation]:
+        return [each for each in self.operations if each.request_id.startswith(session_id)]
+
+    async def waiting(self, model_ids: Sequence[str], limit: int) -> list[TracedOperation]:
+        assert model_ids
+        return self.queued[:limit]
+
+
+class Secrets:
+    async def shared(self, name: str) -> bytes:
+        return f"shared {name}".ljust(32, ".").encode()
+
+
 class Sessions:
     def __init__(self) -> None:
         self.records = {SESSION: Session(SESSION, TENANT, 1000, 1000)}
         self.by_idempotency_key: dict[str, str] = {}
         self.heartbeats: list[str] = []
+        self.to_clean_up: list[str] = []
+        self.busy: set[str] = set()
 
     async def create(self, session: Session, idempotency_key: str | None) -> Session:
         session_id = session.session_id
@@ -114,16 +174,59 @@ class Sessions:
     async def get(self, session_id: str) -> Session | None:
         return self.records.get(session_id)
 
+    async def get_many(self, session_ids: Sequence[str]) -> dict[str, Session]:
+        return {each: self.records[each] for each in session_ids if each in self.records}
+
     async def heartbeat(self, session_id: str) -> None:
         self.heartbeats.append(session_id)
 
-    async def finish(self, session_id: str, reason: str) -> None:
+    async def finish(self, session_id: str, reason: str, detail: str | None = None) -> bool:
         record = self.records[session_id]
-        self.records[session_id] = dataclasses.replace(record, finished_reason=reason)
+        if record.finished_reason is not None:
+            return False
+        self.records[session_id] = dataclasses.replace(
+            record, finished_reason=reason, finished_detail=detail
+        )
+        self.to_clean_up.append(session_id)
+        return True
+
+    async def live(self) -> dict[str, int]:
+        records = self.records.values()
+        return {each.session_id: 1000 for each in records if each.finished_reason is None}
+
+    async def expire(self, session_id: str, last_sign_ms: int, detail: str) -> bool:
+        assert last_sign_ms == 1000
+        return session_id not in self.busy and await self.finish(session_id, EXPIRED, detail)
+
+    async def ending(self, for_s: float, limit: int) -> list[str]:
+        assert for_s > 0
+        return self.to_clean_up[:limit]
+
+    async def postpone(self, session_id: str) -> None:
+        self.to_clean_up.remove(session_id)
+        self.to_clean_up.append(session_id)
+
+    async def cleaned_up(self, session_id: str) -> None:
+        if session_id in self.to_clean_up:
+            self.to_clean_up.remove(session_id)
+
+    async def assign_project(self, session: Session, project_id: str, by: str) -> None:
+        assert by
+        self.records[session.session_id] = dataclasses.replace(session, project_id=project_id)
 
     async def list(self, tenant_id: str, offset: int, limit: int) -> list[Session]:
+        return self._newest_first(tenant_id)[offset : offset + limit]
+
+    async def older_than(
+        self, tenant_id: str, created_at_ms: int, session_id: str, limit: int
+    ) -> list[Session]:
+        before = (created_at_ms, session_id)
+        found = self._newest_first(tenant_id)
+        return [each for each in found if (each.created_at_ms, each.session_id) < before][:limit]
+
+    def _newest_first(self, tenant_id: str) -> list[Session]:
         found = [each for each in self.records.values() if each.tenant_id == tenant_id]
-        return found[::-1][offset : offset + limit]
+        return sorted(found, key=lambda each: (each.created_at_ms, each.session_id))[::-1]
 
 
 class Sampling:
@@ -154,6 +257,9 @@ class Models:
     async def get(self, model_id: str) -> ModelRecord | None:
         return self.records.get(model_id)
 
+    async def get_many(self, model_ids: Sequence[str]) -> list[ModelRecord]:
+        return [self.records[each] for each in model_ids if each in self.records]
+
     async def of_session(self, session_id: str) -> list[str]:
         return [key for key, each in self.records.items() if each.session_id == session_id]
 
@@ -171,8 +277,9 @@ class Runs:
         self, tenant_id: str, project_id: str, offset: int, limit: int
     ) -> tuple[list[ModelRecord], int]:
         def is_in_it(model: ModelRecord) -> bool:
-            inherited = self._sessions.records[model.session_id].project_id
-            return model.tenant_id == tenant_id and project_id in (model.project_id, inherited)
+            session = self._sessions.records.get(model.session_id)
+            inherited = (session.project_id if session else None) or DEFAULT_PROJECT
+            return model.tenant_id == tenant_id and project_id == (model.project_id or inherited)
 
         return self._page(offset, limit, is_in_it)
 
@@ -321,10 +428,10 @@ class Checkpoints:
         found = [each for each in found if each.kind not in hidden]
         return found[::-1][offset : offset + limit], len(found)
 
-    async def set_expiry(self, path: str, expires_at_ms: int | None) -> bool:
+    async def set_expiry(self, path: str, expires_at_ms: int | None, by: str = "") -> bool:
         return self._change(path, expires_at_ms=expires_at_ms)
 
-    async def set_public(self, path: str, is_public: bool) -> bool:
+    async def set_public(self, path: str, is_public: bool, by: str = "") -> bool:
         return self._change(path, is_public=is_public)
 
     def _change(self, path: str, **changes: Any) -> bool:
@@ -332,7 +439,7 @@ class Checkpoints:
             self.records[path] = dataclasses.replace(self.records[path], **changes)
         return path in self.records
 
-    async def delete(self, path: str) -> CheckpointFiles | None:
+    async def delete(self, path: str, by: str = "") -> CheckpointFiles | None:
         record = self.records.pop(path, None)
         if record is None:
             return None
@@ -363,7 +470,10 @@ class Copies:
         self._models = models
         self._checkpoints = checkpoints
 
-    async def record(self, copy: Checkpoint, copied_from: str, project_id: str | None) -> bool:
+    async def record(
+        self, copy: Checkpoint, copied_from: str, project_id: str | None, by: str
+    ) -> bool:
+        assert by
         if copy.model_id in self._models.records:
             return False
         self._models.records[copy.model_id] = model_record(
@@ -417,6 +527,10 @@ class StoreDouble:
 
     def __init__(self) -> None:
         self.tenants = Tenants()
+        self.audit = Audit()
+        self.metering = Metering()
+        self.traces = Traces()
+        self.secrets = Secrets()
         self.sessions = Sessions()
         self.sampling = Sampling()
         self.models = Models()

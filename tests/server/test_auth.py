@@ -12,6 +12,7 @@ PUBLIC = {
     "/docs",
     "/docs/oauth2-redirect",
     "/openapi.json",
+    "/api/v1/traces/{session_id}",  # its URL is signed
 }
 
 

@@ -25,7 +25,13 @@ from cyclora_core.records import Checkpoint
 from cyclora_core.storage import Storage
 from cyclora_core.store import Store
 from cyclora_core.store.operations import Outcome
-from cyclora_core.types import Cycle, ModelRecord, PlannedModel, PlannedOperation
+from cyclora_core.types import (
+    Cycle,
+    Execution,
+    ModelRecord,
+    PlannedModel,
+    PlannedOperation,
+)
 from cyclora_workers.checkpoint_reads import read_checkpoint
 from cyclora_workers.checkpoint_steps import CheckpointSteps
 from cyclora_workers.engine import Engine, Pass, PassOutcome
@@ -42,6 +48,7 @@ class _Run:
 
     planned: PlannedModel
     record: ModelRecord
+    cycle: Cycle
     before: list[PlannedOperation] = field(default_factory=list[PlannedOperation])
     passes: list[Pass] = field(default_factory=list[Pass])
     pass_operations: list[PlannedOperation] = field(default_factory=list[PlannedOperation])
@@ -78,16 +85,18 @@ class Executor:
         self._samples = samples
         self._in_thread = in_thread
         self._worker_id = worker_id
+        self._clock = store.clock
         self._checkpoints = CheckpointSteps(store, storage, engine, in_thread)
 
     async def execute(self, cycle: Cycle) -> None:
         """Run one cycle to its end; samples are only admitted and finish when they finish."""
         started_s = time.perf_counter()
-        await self._samples.admit(cycle.samples)
-        runs = [run for model in cycle.models if (run := await self._prepare(model)) is not None]
+        await self._samples.admit(cycle)
+        prepared = [await self._prepare(model, cycle) for model in cycle.models]
+        runs = [run for run in prepared if run is not None]
         for run in runs:
             await self._run_steps(run, run.before)
-        await self._run_passes([run for run in runs if not run.is_fenced], cycle.cycle_id)
+        await self._run_passes([run for run in runs if not run.is_fenced])
         for run in runs:
             await self._run_steps(run, run.after)
         await self._keeper.cycle_ended()
@@ -102,11 +111,11 @@ class Executor:
             duration_s=round(time.perf_counter() - started_s, 6),
         )
 
-    async def _prepare(self, planned: PlannedModel) -> _Run | None:
+    async def _prepare(self, planned: PlannedModel, cycle: Cycle) -> _Run | None:
         record = await self._keeper.ensure(planned)
         if record is None:
             return None
-        run = _Run(planned, record, is_ended=record.is_ended)
+        run = _Run(planned, record, cycle, is_ended=record.is_ended)
         # What was settled before its answer was lost, or before a restart, is not run again.
         left = [each for each in planned.operations if each.seq_id > record.applied_seq_id]
         await self._fetch_bodies(run, left)
@@ -128,7 +137,8 @@ class Executor:
                 decode_body, operation.kind, data
             )
 
-    async def _run_passes(self, runs: Sequence[_Run], cycle_id: int) -> None:
+    async def _run_passes(self, runs: Sequence[_Run]) -> None:
+        started_at_ms = self._clock.now_ms()
         passes = [each for run in runs for each in run.passes]
         outcomes: dict[str, PassOutcome] = {}
         if passes:
@@ -144,7 +154,8 @@ class Executor:
             if run.is_complete and run.passes:
                 await self._join_followers(run)
             for operation, each in zip(run.pass_operations, run.passes, strict=True):
-                await self._settle_pass(run, operation, each, outcomes[each.request_id], cycle_id)
+                outcome = outcomes[each.request_id]
+                await self._settle_pass(run, operation, each, outcome, started_at_ms)
 
     async def _join_followers(self, run: _Run) -> None:
         """Take in the steps that arrived behind this cycle's passes while these ran."""
@@ -164,28 +175,29 @@ class Executor:
         operation: PlannedOperation,
         one: Pass,
         outcome: PassOutcome,
-        cycle_id: int,
+        started_at_ms: int,
     ) -> None:
         if outcome is None:
             return
         if isinstance(outcome, Exception):
-            await self._settle(run, operation, outcome, 0)
+            await self._settle(run, operation, outcome, 0, started_at_ms)
             return
-        metrics = {**outcome.metrics, "clock_cycle:unique": float(cycle_id)}
+        metrics = {**outcome.metrics, "clock_cycle:unique": float(run.cycle.cycle_id)}
         result = dataclasses.replace(outcome, metrics=metrics)
         num_tokens = sum(len(datum.tokens) for datum in one.body.data)
-        await self._settle(run, operation, result, num_tokens)
+        await self._settle(run, operation, result, num_tokens, started_at_ms)
 
     async def _run_steps(self, run: _Run, operations: Sequence[PlannedOperation]) -> None:
         for operation in operations:
             if run.is_fenced:
                 return
+            started_at_ms = self._clock.now_ms()
             outcome: Result | Exception
             try:
                 outcome = await self._step(run, operation)
             except Exception as error:  # noqa: BLE001 - boundary: this operation alone fails
                 outcome = error
-            await self._settle(run, operation, outcome, 0)
+            await self._settle(run, operation, outcome, 0, started_at_ms)
             if isinstance(outcome, Exception) and not isinstance(outcome, UserError):
                 # It may have stopped half-way: go on from what was settled, not from memory.
                 self._keeper.forget(run.planned.model_id)
@@ -231,6 +243,7 @@ class Executor:
         operation: PlannedOperation,
         outcome: Result | Exception,
         num_tokens: int,
+        started_at_ms: int,
     ) -> None:
         if run.is_fenced:
             return
@@ -244,6 +257,7 @@ class Executor:
                 model_id=model_id,
                 operation=operation,
                 outcome=_outcome_of(operation, outcome, num_tokens),
+                ran=Execution(run.cycle.cycle_id, run.cycle.dispatched_at_ms, started_at_ms),
             )
         except FencedOut:
             _log.warning("model moved to another worker", model_id=model_id)

@@ -63,7 +63,7 @@ class Worker:
             max_replay_s=max_replay_s,
             max_adapter_bytes=max_adapter_bytes,
         )
-        self._samples = SampleDesk(store, storage, engine, self._in_thread, worker_id)
+        self._samples = SampleDesk(store, storage, engine, self._in_thread, worker_id, info.name)
         self._executor = Executor(
             store, storage, engine, self._keeper, self._samples, self._in_thread, worker_id
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from cyclora_core.records import Checkpoint
 from cyclora_core.storage import Storage
 from cyclora_core.store import Store
 from cyclora_core.store.operations import Outcome
-from cyclora_core.types import PlannedSample
+from cyclora_core.types import Cycle, Execution, PlannedSample
 from cyclora_workers.checkpoint_reads import read_checkpoint
 from cyclora_workers.engine import Engine
 from cyclora_workers.outcomes import as_outcome
@@ -22,6 +23,15 @@ from cyclora_workers.recovery import InThread, decode_body
 from cyclora_workers.sampling.sampler import FinishedSample
 
 _log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class _Running:
+    """A sample that was admitted and has not ended."""
+
+    sample: PlannedSample
+    ran: Execution
+    num_prompt_tokens: int = 0
 
 
 class SampleDesk:
@@ -34,37 +44,43 @@ class SampleDesk:
         engine: Engine,
         in_thread: InThread,
         worker_id: str,
+        base_model: str,
     ) -> None:
         self._store = store
         self._storage = storage
         self._engine = engine
         self._in_thread = in_thread
         self._worker_id = worker_id
-        self._running: dict[str, tuple[PlannedSample, int]] = {}
+        self._base_model = base_model
+        self._clock = store.clock
+        self._running: dict[str, _Running] = {}
 
     @property
     def num_running(self) -> int:
         """Samples that were admitted and have not ended."""
         return len(self._running)
 
-    async def admit(self, samples: Sequence[PlannedSample]) -> None:
-        """Hand new samples to the sampler; one that cannot run fails alone."""
-        for sample in samples:
+    async def admit(self, cycle: Cycle) -> None:
+        """Hand a cycle's samples to the sampler; one that cannot run fails alone."""
+        for sample in cycle.samples:
             if sample.request_id in self._running:
                 continue
+            ran = Execution(cycle.cycle_id, cycle.dispatched_at_ms, self._clock.now_ms())
+            running = _Running(sample, ran)
             try:
                 (data,) = await self._store.operations.bodies([sample.request_id])
                 body = decode_body(OperationKind.SAMPLE, data)
                 if not isinstance(body, SampleBody):
                     raise TypeError(f"{sample.request_id} is not a sample")
-                self._running[sample.request_id] = (sample, len(body.prompt_tokens))
+                running.num_prompt_tokens = len(body.prompt_tokens)
+                self._running[sample.request_id] = running
                 await self._admit(sample.request_id, body)
             except ServerError:
                 # Settled meanwhile by another worker: the body is gone because it is done.
                 _log.info("sample was settled before", request_id=sample.request_id)
             except Exception as error:  # noqa: BLE001 - boundary: this sample alone fails
                 self._running.pop(sample.request_id, None)
-                await self._settle(sample, as_outcome(error, 0, sample.request_id), 0)
+                await self._settle(running, as_outcome(error, 0, sample.request_id))
 
     async def _admit(self, request_id: str, body: SampleBody) -> None:
         admit = partial(self._in_thread, self._engine.admit, request_id, body)
@@ -78,27 +94,28 @@ class SampleDesk:
 
     async def settle(self, finished: Sequence[FinishedSample]) -> None:
         for each in finished:
-            sample, num_prompt_tokens = self._running.pop(each.request_id)
+            running = self._running.pop(each.request_id)
             num_tokens = (
                 sum(len(sequence.tokens) for sequence in each.result.sequences)
                 if isinstance(each.result, SampleResult)
                 else 0
             )
             outcome = as_outcome(each.result, num_tokens, each.request_id)
-            await self._settle(sample, outcome, num_prompt_tokens)
+            await self._settle(running, outcome)
 
-    async def _settle(
-        self, sample: PlannedSample, outcome: Outcome, num_prefilled_tokens: int
-    ) -> None:
+    async def _settle(self, running: _Running, outcome: Outcome) -> None:
+        sample = running.sample
         try:
             await self._store.operations.settle_sample(
                 worker_id=self._worker_id,
                 tenant_id=sample.tenant_id,
+                base_model=self._base_model,
                 sampling_session_id=sample.sampling_session_id,
                 seq_id=sample.seq_id,
                 request_id=sample.request_id,
                 outcome=outcome,
-                num_prefilled_tokens=num_prefilled_tokens,
+                num_prefilled_tokens=running.num_prompt_tokens,
+                ran=running.ran,
             )
         except FencedOut:
             _log.warning("sample moved to another worker", request_id=sample.request_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cyclora_core.clock import Clock, SystemClock
+from cyclora_core.store.audit import Audit
 from cyclora_core.store.checkpoints import Checkpoints
 from cyclora_core.store.connection import DEFAULT_TIMEOUT_S, Connection
 from cyclora_core.store.copies import Copies
@@ -10,11 +11,15 @@ from cyclora_core.store.cycles import Cycles
 from cyclora_core.store.futures import Futures
 from cyclora_core.store.gaps import Gaps
 from cyclora_core.store.memory import Memory
+from cyclora_core.store.metering import Metering
 from cyclora_core.store.models import Models
 from cyclora_core.store.operations import Operations
 from cyclora_core.store.runs import Runs
-from cyclora_core.store.sessions import SamplingSessions, Sessions
+from cyclora_core.store.sampling import SamplingSessions
+from cyclora_core.store.secrets import Secrets
+from cyclora_core.store.sessions import Sessions
 from cyclora_core.store.tenants import Tenants
+from cyclora_core.store.traces import Traces
 from cyclora_core.store.workers import BaseModels, Workers
 
 __all__ = ["Store"]
@@ -26,6 +31,9 @@ class Store:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.tenants = Tenants(connection)
+        self.audit = Audit(connection)
+        self.metering = Metering(connection)
+        self.secrets = Secrets(connection)
         self.sessions = Sessions(connection)
         self.sampling = SamplingSessions(connection)
         self.models = Models(connection)
@@ -37,6 +45,7 @@ class Store:
         self.base_models = BaseModels(connection)
         self.workers = Workers(connection)
         self.cycles = Cycles(connection)
+        self.traces = Traces(connection)
         self.gaps = Gaps(connection)
         self.memory = Memory(connection)
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 from cyclora_core import codec
 from cyclora_core.ids import CheckpointKind
-from cyclora_core.records import Checkpoint
+from cyclora_core.records import AuditEntry, Checkpoint
+from cyclora_core.store.audit import Audit
+from cyclora_core.store.books import Books
 from cyclora_core.store.connection import Connection
 
 MAX_DROPPED_AT_ONCE = 200
@@ -38,10 +40,17 @@ class Checkpoints:
         self._redis = connection.client
         self._keys = connection.keys
         self._clock = connection.clock
+        self._books = Books(connection.keys, connection.clock, Audit(connection))
 
     async def put(self, checkpoint: Checkpoint) -> None:
         """Record a checkpoint whose files are complete, replacing one of the same path."""
-        await self._put(checkpoint, b"")
+        entry = self._books.entry(
+            "create",
+            checkpoint,
+            request_id=checkpoint.request_id or None,
+            size_bytes=checkpoint.num_bytes,
+        )
+        await self._put(checkpoint, b"", entry)
 
     async def get(self, path: str) -> Checkpoint | None:
         found = await self._load([path])
@@ -97,28 +106,45 @@ class Checkpoints:
         now_ms = self._clock.now_ms()
         return [checkpoint for checkpoint in found if not checkpoint.has_expired(now_ms)]
 
-    async def set_expiry(self, path: str, expires_at_ms: int | None) -> bool:
-        """Have a checkpoint end then, or never; false when there is none."""
-        return await self._change(
-            path, lambda found: dataclasses.replace(found, expires_at_ms=expires_at_ms)
-        )
+    async def set_expiry(self, path: str, expires_at_ms: int | None, by: str = "") -> bool:
+        """Have a checkpoint end then, or never; false when there is none.
 
-    async def set_public(self, path: str, is_public: bool) -> bool:
-        """Let every tenant read a checkpoint, or only its own; false when there is none."""
-        return await self._change(
-            path, lambda found: dataclasses.replace(found, is_public=is_public)
-        )
+        ``by`` is the key_id of who asked.
+        """
 
-    async def _change(self, path: str, change: Callable[[Checkpoint], Checkpoint]) -> bool:
+        def change(found: Checkpoint) -> tuple[Checkpoint, AuditEntry | None]:
+            changed = dataclasses.replace(found, expires_at_ms=expires_at_ms)
+            details = {"expires_at_ms": expires_at_ms, "key_id": by or None}
+            return changed, self._books.entry("set_ttl", found, **details)
+
+        return await self._change(path, change)
+
+    async def set_public(self, path: str, is_public: bool, by: str = "") -> bool:
+        """Let every tenant read a checkpoint, or only its own; false when there is none.
+
+        ``by`` is the key_id of who asked.
+        """
+
+        def change(found: Checkpoint) -> tuple[Checkpoint, AuditEntry | None]:
+            changed = dataclasses.replace(found, is_public=is_public)
+            action = "publish" if is_public else "unpublish"
+            return changed, self._books.entry(action, found, key_id=by or None)
+
+        return await self._change(path, change)
+
+    async def _change(
+        self, path: str, change: Callable[[Checkpoint], tuple[Checkpoint, AuditEntry | None]]
+    ) -> bool:
         while True:
             data = await self._redis.get(self._keys.checkpoint(path))
             found = self._live(_loaded([data]))
             if not found:
                 return False
-            if await self._put(change(found[0]), data):
+            changed, entry = change(found[0])
+            if await self._put(changed, data, entry):
                 return True
 
-    async def _put(self, checkpoint: Checkpoint, expected: bytes) -> bool:
+    async def _put(self, checkpoint: Checkpoint, expected: bytes, entry: AuditEntry | None) -> bool:
         expires_at_ms = checkpoint.expires_at_ms
         reply = await self._connection.run(
             "put_checkpoint",
@@ -132,18 +158,21 @@ class Checkpoints:
                 int(checkpoint.is_listed),
                 str(files_of(checkpoint)),
                 int(checkpoint.is_public),
+                *self._books.args(checkpoint, entry, is_made=not expected),
             ],
         )
         return reply == b"put"
 
-    async def delete(self, path: str) -> CheckpointFiles | None:
+    async def delete(self, path: str, by: str = "") -> CheckpointFiles | None:
         """Forget a checkpoint, expired or not; returns the files to delete, None without it.
+
+        ``by`` is the key_id of who asked.
 
         They are found again by ``doomed_files`` until ``files_deleted`` was told, whoever dies
         in between.
         """
         while data := await self._redis.get(self._keys.checkpoint(path)):
-            if files := await self._drop(data):
+            if files := await self._drop(data, "delete", key_id=by or None):
                 return files
         return None
 
@@ -158,16 +187,24 @@ class Checkpoints:
             data = await self._redis.get(self._keys.checkpoint(path))
             # Renewed since we looked, or between reading it and dropping it: it stays.
             if data and codec.load(Checkpoint, data).has_expired(now_ms):
-                num_dropped += await self._drop(data) is not None
+                num_dropped += await self._drop(data, "expire") is not None
         return num_dropped
 
-    async def _drop(self, data: bytes) -> CheckpointFiles | None:
+    async def _drop(
+        self, data: bytes, action: str, **details: str | None
+    ) -> CheckpointFiles | None:
         checkpoint = codec.load(Checkpoint, data)
         files = files_of(checkpoint)
         reply = await self._connection.run(
             "drop_checkpoint",
             self._keys_of(checkpoint),
-            [checkpoint.path, data, str(files), self._clock.now_ms()],
+            [
+                checkpoint.path,
+                data,
+                str(files),
+                self._clock.now_ms(),
+                *self._books.args(checkpoint, self._books.entry(action, checkpoint, **details)),
+            ],
         )
         return files if reply == b"dropped" else None
 
@@ -195,6 +232,7 @@ class Checkpoints:
             self._keys.checkpoints_of_model(checkpoint.model_id),
             self._keys.unlisted_of_model(checkpoint.model_id),
             self._keys.published_checkpoints(),
+            *self._books.keys_of(checkpoint.tenant_id),
         ]
 
 

@@ -25,6 +25,7 @@ _HEALTH_CHECK_S = 15
 
 _NEW_WORK = frozenset({"submit", "submit_sample"})
 _READS = frozenset({"gather"})
+_CHANGE_CHECKPOINTS = frozenset({"put_checkpoint", "drop_checkpoint", "record_copy"})
 
 # Redis refuses a script for want of memory only at its first write, and only if that write could
 # take memory; DEL cannot. So a script that begins with this one, of a key that never exists, runs
@@ -144,6 +145,8 @@ class Connection:
         if script not in self._scripts:
             folder = resources.files("cyclora_core.store") / "scripts"
             text = (folder / f"{script}.lua").read_text()
+            if script in _CHANGE_CHECKPOINTS:
+                text = (folder / "account.lua").read_text() + text
             if script not in _NEW_WORK | _READS:
                 text = _EVEN_WHEN_FULL + text
             self._scripts[script] = self.client.register_script(text)

@@ -7,6 +7,8 @@ import json
 from cyclora_core import codec
 from cyclora_core.ids import session_of
 from cyclora_core.records import Checkpoint, NewModel
+from cyclora_core.store.audit import Audit
+from cyclora_core.store.books import Books
 from cyclora_core.store.checkpoints import files_of
 from cyclora_core.store.connection import Connection
 from cyclora_core.store.models import new_model_fields
@@ -18,9 +20,16 @@ class Copies:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._keys = connection.keys
+        self._books = Books(connection.keys, connection.clock, Audit(connection))
 
-    async def record(self, copy: Checkpoint, copied_from: str, project_id: str | None) -> bool:
-        """Record a copy and its training run; false when that run exists already."""
+    async def record(
+        self, copy: Checkpoint, copied_from: str, project_id: str | None, by: str = ""
+    ) -> bool:
+        """Record a copy and its training run; false when that run exists already.
+
+        ``by`` is the key_id of who asked.
+        """
+        entry = self._books.entry("copy", copy, source_path=copied_from, key_id=by or None)
         keys, expires_at_ms = self._keys, copy.expires_at_ms
         run = NewModel(session_of(copy.model_id), copy.lora, optimizer_type=copy.optimizer_type)
         fields: dict[str, str | int] = {
@@ -44,6 +53,7 @@ class Copies:
                 keys.doomed_files(),
                 keys.checkpoints_of(copy.tenant_id),
                 keys.checkpoints_of_model(copy.model_id),
+                *self._books.keys_of(copy.tenant_id),
             ],
             [
                 copy.model_id,
@@ -53,6 +63,7 @@ class Copies:
                 codec.dump(copy),
                 "" if expires_at_ms is None else expires_at_ms,
                 str(files_of(copy)),
+                *self._books.args(copy, entry, is_made=True),
             ],
         )
         return reply == b"recorded"

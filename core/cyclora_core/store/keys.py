@@ -24,6 +24,18 @@ class Keys:
     def usage(self, tenant_id: str) -> str:
         return f"{self.prefix}:usage:{tenant_id}"
 
+    def secret(self, name: str) -> str:
+        return f"{self.prefix}:secret:{name}"
+
+    def metered(self, tenant_id: str, hour: int) -> str:
+        return f"{self.prefix}:metered:{tenant_id}:{hour}"
+
+    def stored(self, tenant_id: str) -> str:
+        return f"{self.prefix}:stored:{tenant_id}"
+
+    def audit(self, tenant_id: str) -> str:
+        return f"{self.prefix}:audit:{tenant_id}"
+
     # Sessions
     def session(self, session_id: str) -> str:
         return f"{self.prefix}:session:{session_id}"
@@ -34,11 +46,23 @@ class Keys:
     def sessions_of(self, tenant_id: str) -> str:
         return f"{self.prefix}:sessions:{tenant_id}"
 
+    def live_sessions(self) -> str:
+        return f"{self.prefix}:live_sessions"
+
+    def ending_sessions(self) -> str:
+        return f"{self.prefix}:ending_sessions"
+
     def models_of_session(self, session_id: str) -> str:
         return f"{self.prefix}:session:{session_id}:models"
 
     def samplers_of_session(self, session_id: str) -> str:
         return f"{self.prefix}:session:{session_id}:samplers"
+
+    def trace(self, session_id: str) -> str:
+        return f"{self.prefix}:session:{session_id}:trace"
+
+    def pending_samples(self, session_id: str) -> str:
+        return f"{self.prefix}:session:{session_id}:pending"
 
     def sampling_session(self, sampling_session_id: str) -> str:
         return f"{self.prefix}:sampler:{sampling_session_id}"

@@ -21,8 +21,17 @@ class Models:
         self._keys = connection.keys
 
     async def get(self, model_id: str) -> ModelRecord | None:
-        fields = as_dict(await self._redis.hgetall(self._keys.model(model_id)))
-        return model_record(model_id, fields) if fields else None
+        found = await self.get_many([model_id])
+        return found[0] if found else None
+
+    async def get_many(self, model_ids: Sequence[str]) -> list[ModelRecord]:
+        """Those that exist, in the order asked for."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for model_id in model_ids:
+                pipe.hgetall(self._keys.model(model_id))
+            rows = await pipe.execute()
+        found = zip(model_ids, (as_dict(row) for row in rows), strict=True)
+        return [model_record(model_id, fields) for model_id, fields in found if fields]
 
     async def list(self, tenant_id: str, offset: int, limit: int) -> tuple[list[ModelRecord], int]:
         """A page, newest first, and the number of all."""
@@ -30,15 +39,6 @@ class Models:
         total = int(await self._redis.zcard(key))
         rows = await self._redis.zrevrange(key, offset, offset + limit - 1)
         return await self.get_many([row.decode() for row in rows]), total
-
-    async def get_many(self, model_ids: Sequence[str]) -> list[ModelRecord]:
-        """Those that exist, in the given order."""
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for model_id in model_ids:
-                pipe.hgetall(self._keys.model(model_id))
-            rows = [as_dict(row) for row in await pipe.execute()]
-        pairs = zip(model_ids, rows, strict=True)
-        return [model_record(model_id, fields) for model_id, fields in pairs if fields]
 
     async def of_session(self, session_id: str) -> list[str]:
         rows = await self._redis.zrange(self._keys.models_of_session(session_id), 0, -1)

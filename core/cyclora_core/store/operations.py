@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from cyclora_core.errors import FencedOut, ServerError
+from cyclora_core.ids import session_of
 from cyclora_core.operations import OperationKind
 from cyclora_core.records import FutureState, OperationError, Submission, SubmitOutcome
 from cyclora_core.store.connection import Connection
 from cyclora_core.store.futures import FUTURE_TTL_MS, clone_of
+from cyclora_core.store.metering import METERED_KEPT_S, Meter, hour_of, meter_field
 from cyclora_core.store.models import new_model_fields
-from cyclora_core.types import PlannedOperation
+from cyclora_core.store.traces import MAX_TRACED, TRACE_KEPT_S, trace_entry
+from cyclora_core.types import Execution, PlannedOperation
 
 # What replaying a model's log needs again; the bodies of all others go when they settle. A
 # load_weights settles with its snapshot: the checkpoint it read may be gone when it is replayed.
@@ -75,9 +78,8 @@ class Operations:
         now_ms = self._clock.now_ms()
         new_model = submission.new_model
         fields = ""
-        session_id = ""
+        session_id = session_of(model_id)
         if new_model is not None:
-            session_id = new_model.session_id
             rows = new_model_fields(new_model, submission.tenant_id, submission.base_model, now_ms)
             fields = json.dumps({name: str(value) for name, value in rows.items()})
         outcome = await self._connection.run(
@@ -93,6 +95,8 @@ class Operations:
                 keys.models_of(submission.tenant_id),
                 keys.models_of_session(session_id),
                 keys.gaps(),
+                keys.session(session_id),
+                keys.live_sessions(),
             ],
             [
                 digest,
@@ -102,17 +106,19 @@ class Operations:
                 now_ms,
                 model_id,
                 fields,
-                _future_fields(submission),
+                _future_fields(submission, now_ms),
                 FUTURE_TTL_MS,
                 keys.settled_channel(),
                 submission.request_id,
                 MAX_SEQ_IDS_AHEAD,
+                session_id,
             ],
         )
         return SubmitOutcome(outcome.decode())
 
     async def _submit_sample(self, submission: Submission, digest: str) -> SubmitOutcome:
-        keys = self._keys
+        keys, session_id = self._keys, session_of(submission.owner_id)
+        now_ms = self._clock.now_ms()
         outcome = await self._connection.run(
             "submit_sample",
             [
@@ -122,16 +128,20 @@ class Operations:
                 keys.sample_tenants(submission.base_model),
                 keys.wake(),
                 keys.completions(submission.owner_id, clone_of(submission.seq_id)),
+                keys.pending_samples(session_id),
+                keys.live_sessions(),
             ],
             [
                 digest,
                 self._entry(submission),
                 submission.body,
                 submission.tenant_id,
-                _future_fields(submission),
+                _future_fields(submission, now_ms),
                 FUTURE_TTL_MS,
                 keys.settled_channel(),
                 submission.request_id,
+                session_id,
+                now_ms,
             ],
         )
         return SubmitOutcome(outcome.decode())
@@ -200,8 +210,11 @@ class Operations:
         model_id: str,
         operation: PlannedOperation,
         outcome: Outcome,
+        ran: Execution | None = None,
     ) -> SettleOutcome:
         """Store the outcome of a model's next operation and advance the model past it.
+
+        Without ``ran`` it is left out of its session's trace.
 
         Raises:
             FencedOut: the model was assigned to another worker meanwhile.
@@ -209,6 +222,8 @@ class Operations:
         """
         keys = self._keys
         error = outcome.error
+        now_ms, session_id = self._clock.now_ms(), session_of(model_id)
+        is_billed = operation.kind.is_pass
         reply = await self._connection.run(
             "settle",
             [
@@ -220,6 +235,8 @@ class Operations:
                 keys.wake(),
                 keys.failed(model_id),
                 keys.usage(tenant_id),
+                keys.metered(tenant_id, hour_of(now_ms)),
+                keys.trace(session_id),
             ],
             [
                 worker_id,
@@ -237,6 +254,13 @@ class Operations:
                 f"{operation.kind}_tokens",
                 outcome.num_tokens,
                 _mark(operation, outcome),
+                meter_field(Meter.TRAINING, base_model, session_id) if is_billed else "",
+                METERED_KEPT_S * 1000,
+                trace_entry(
+                    operation.request_id, operation.kind, outcome.error is None, ran, now_ms
+                ),
+                MAX_TRACED,
+                TRACE_KEPT_S * 1000,
             ],
         )
         return _settle_outcome(reply.decode(), operation.request_id)
@@ -246,19 +270,24 @@ class Operations:
         *,
         worker_id: str,
         tenant_id: str,
+        base_model: str,
         sampling_session_id: str,
         seq_id: int,
         request_id: str,
         outcome: Outcome,
         num_prefilled_tokens: int = 0,
+        ran: Execution | None = None,
     ) -> SettleOutcome:
         """Store the outcome of a sample; ``outcome.num_tokens`` are the sampled ones.
+
+        Without ``ran`` it is left out of its session's trace.
 
         Raises:
             FencedOut: the sample was given to another worker meanwhile.
         """
         keys = self._keys
         error = outcome.error
+        now_ms, session_id = self._clock.now_ms(), session_of(sampling_session_id)
         reply = await self._connection.run(
             "settle_sample",
             [
@@ -267,6 +296,9 @@ class Operations:
                 keys.worker_samples(worker_id),
                 keys.completions(sampling_session_id, clone_of(seq_id)),
                 keys.usage(tenant_id),
+                keys.pending_samples(session_id),
+                keys.metered(tenant_id, hour_of(now_ms)),
+                keys.trace(session_id),
             ],
             [
                 worker_id,
@@ -279,6 +311,12 @@ class Operations:
                 request_id,
                 num_prefilled_tokens,
                 outcome.num_tokens,
+                meter_field(Meter.PREFILL, base_model, session_id),
+                meter_field(Meter.SAMPLED, base_model, session_id),
+                METERED_KEPT_S * 1000,
+                trace_entry(request_id, OperationKind.SAMPLE, outcome.error is None, ran, now_ms),
+                MAX_TRACED,
+                TRACE_KEPT_S * 1000,
             ],
         )
         return _settle_outcome(reply.decode(), request_id)
@@ -290,13 +328,14 @@ def _mark(operation: PlannedOperation, outcome: Outcome) -> str:
     return "snapshot" if outcome.has_snapshot else ""
 
 
-def _future_fields(submission: Submission) -> str:
+def _future_fields(submission: Submission, now_ms: int) -> str:
     fields = {
         "tenant_id": submission.tenant_id,
         "owner_id": submission.owner_id,
         "seq_id": str(submission.seq_id),
         "kind": str(submission.kind),
         "state": str(FutureState.PENDING),
+        "submitted_at_ms": str(now_ms),
     }
     if submission.error is not None:
         fields["state"] = str(FutureState.FAILED)

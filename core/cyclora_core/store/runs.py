@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cyclora_core.records import Session
+from cyclora_core.records import DEFAULT_PROJECT
 from cyclora_core.store.checkpoints import Checkpoints
 from cyclora_core.store.connection import Connection, text
 from cyclora_core.store.models import Models
@@ -44,14 +44,13 @@ class Runs:
             for model_id in model_ids:
                 pipe.hmget(self._keys.model(model_id), "session_id", "project_id")
             fields = [[text(value) for value in values] for values in await pipe.execute()]
-        sessions: dict[str, Session | None] = {}
+        inherited = {session_id for session_id, own_project_id in fields if not own_project_id}
+        sessions = await self._sessions.get_many(sorted(inherited))
         found: list[str] = []
         for model_id, (session_id, own_project_id) in zip(model_ids, fields, strict=True):
-            if not own_project_id and session_id not in sessions:
-                sessions[session_id] = await self._sessions.get(session_id)
             session = sessions.get(session_id)
-            inherited = session.project_id if session else None
-            if (own_project_id or inherited) == project_id:
+            session_project_id = session.project_id if session else None
+            if (own_project_id or session_project_id or DEFAULT_PROJECT) == project_id:
                 found.append(model_id)
         return await self._page(found, offset, limit)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from cyclora_core import codec, credentials
 from cyclora_core.errors import NotFound
 from cyclora_core.records import ApiKey, Tenant
+from cyclora_core.store.audit import Audit
 from cyclora_core.store.connection import Connection
 
 
@@ -17,10 +19,17 @@ class Tenants:
         self._redis = connection.client
         self._keys = connection.keys
         self._clock = connection.clock
+        self._audit = Audit(connection)
 
-    async def create(self, name: str) -> Tenant:
+    async def create(self, name: str, by: str = "") -> Tenant:
+        """A new tenant; ``by`` is the key_id of who asked, if it was a client."""
         tenant = Tenant(credentials.new_id("tenant"), name, self._clock.now_ms())
-        await self._redis.hset(self._keys.tenants(), tenant.tenant_id, codec.dump(tenant))
+        details = {"tenant_id": tenant.tenant_id, "name": name, "key_id": by or None}
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hset(self._keys.tenants(), tenant.tenant_id, codec.dump(tenant))
+            entry = self._audit.entry("organization_create", details)
+            self._audit.write(pipe, tenant.tenant_id, entry)
+            await pipe.execute()
         return tenant
 
     async def get(self, tenant_id: str) -> Tenant | None:
@@ -32,9 +41,11 @@ class Tenants:
         return sorted((codec.load(Tenant, row) for row in rows), key=lambda t: t.created_at_ms)
 
     async def create_key(
-        self, tenant_id: str, name: str, is_admin: bool = False
+        self, tenant_id: str, name: str, is_admin: bool = False, by: str = ""
     ) -> tuple[str, ApiKey]:
         """A new key and its record; the key itself is not kept and cannot be shown again.
+
+        ``by`` is the key_id of who asked, if it was a client.
 
         Raises:
             NotFound: there is no such tenant.
@@ -48,6 +59,7 @@ class Tenants:
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.hset(self._keys.api_keys(), record.key_id, codec.dump(record))
             pipe.hset(self._keys.api_key_by_hash(), hashed, record.key_id)
+            self._write_entry(pipe, "organization_key_create", record, by)
             await pipe.execute()
         return secret, record
 
@@ -57,16 +69,33 @@ class Tenants:
         chosen = [key for key in records if tenant_id is None or key.tenant_id == tenant_id]
         return sorted(chosen, key=lambda key: key.created_at_ms)
 
-    async def revoke_key(self, key_id: str) -> bool:
-        """Revoke with effect on the next request; false when there is no such key."""
+    async def get_key(self, key_id: str) -> ApiKey | None:
+        """The record of a key, revoked or not."""
         data = await self._redis.hget(self._keys.api_keys(), key_id)
-        if data is None:
+        return codec.load(ApiKey, data) if data else None
+
+    async def revoke_key(self, key_id: str, by: str = "") -> bool:
+        """Revoke with effect on the next request; false when there is no such key."""
+        record = await self.get_key(key_id)
+        if record is None:
             return False
-        record = codec.load(ApiKey, data)
         if record.revoked_at_ms is None:
             record = dataclasses.replace(record, revoked_at_ms=self._clock.now_ms())
-            await self._redis.hset(self._keys.api_keys(), key_id, codec.dump(record))
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.hset(self._keys.api_keys(), key_id, codec.dump(record))
+                self._write_entry(pipe, "organization_key_revoke", record, by)
+                await pipe.execute()
         return True
+
+    def _write_entry(self, pipe: Any, event: str, record: ApiKey, by: str) -> None:
+        details = {
+            "tenant_id": record.tenant_id,
+            "subject_key_id": record.key_id,
+            "name": record.name,
+            "is_admin": record.is_admin,
+            "key_id": by or None,
+        }
+        self._audit.write(pipe, record.tenant_id, self._audit.entry(event, details))
 
     async def authenticate(self, api_key: str) -> ApiKey | None:
         """The record of a key that may be used now; None when it is unknown or revoked."""
@@ -74,8 +103,7 @@ class Tenants:
         key_id = await self._redis.hget(self._keys.api_key_by_hash(), hashed)
         if key_id is None:
             return None
-        data = await self._redis.hget(self._keys.api_keys(), key_id)
-        record = codec.load(ApiKey, data) if data else None
+        record = await self.get_key(key_id.decode())
         return record if record and record.revoked_at_ms is None else None
 
     async def usage(self, tenant_id: str) -> dict[str, int]:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends
 from cyclora_core.clock import as_datetime
 from cyclora_core.errors import NotFound
 from cyclora_core.records import ApiKey, Tenant
-from cyclora_server.auth import needs_admin
+from cyclora_server.auth import IdentityDep, needs_admin
 from cyclora_server.body import documented, json_body
 from cyclora_server.services import Json, ServicesDep
 from cyclora_server.wire import bodies
@@ -20,9 +20,10 @@ router = APIRouter(prefix="/admin/v1", tags=["administration"], dependencies=nee
 @router.post("/tenants", summary="Create a tenant", openapi_extra=documented(bodies.NewTenant))
 async def create_tenant(
     body: Annotated[bodies.NewTenant, Depends(json_body(bodies.NewTenant))],
+    identity: IdentityDep,
     services: ServicesDep,
 ) -> Json:
-    return _tenant(await services.store.tenants.create(body.name))
+    return _tenant(await services.store.tenants.create(body.name, identity.key.key_id))
 
 
 @router.get("/tenants", summary="All tenants")
@@ -36,10 +37,12 @@ async def list_tenants(services: ServicesDep) -> Json:
     openapi_extra=documented(bodies.NewKey),
 )
 async def create_key(
-    body: Annotated[bodies.NewKey, Depends(json_body(bodies.NewKey))], services: ServicesDep
+    body: Annotated[bodies.NewKey, Depends(json_body(bodies.NewKey))],
+    identity: IdentityDep,
+    services: ServicesDep,
 ) -> Json:
     secret, record = await services.store.tenants.create_key(
-        body.tenant_id, body.name, body.is_admin
+        body.tenant_id, body.name, body.is_admin, identity.key.key_id
     )
     return {"api_key": secret, **_key(record)}
 
@@ -50,8 +53,8 @@ async def list_keys(services: ServicesDep, tenant_id: str | None = None) -> Json
 
 
 @router.delete("/keys/{key_id}", summary="Revoke an API key with effect on the next request")
-async def revoke_key(key_id: str, services: ServicesDep) -> Json:
-    if not await services.store.tenants.revoke_key(key_id):
+async def revoke_key(key_id: str, identity: IdentityDep, services: ServicesDep) -> Json:
+    if not await services.store.tenants.revoke_key(key_id, identity.key.key_id):
         raise NotFound(f"API key {key_id[:100]!r} does not exist")
     return {}
 

@@ -68,7 +68,7 @@ async def delete_checkpoint(
     run: str, kind: CheckpointKind, name: str, identity: IdentityDep, services: ServicesDep
 ) -> Json:
     path = await _owned_path(services, identity, run, kind, name)
-    await access.discard_checkpoint(services, path)
+    await access.discard_checkpoint(services, path, identity.key.key_id)
     return {}
 
 
@@ -88,7 +88,9 @@ async def set_ttl(
     path = await _owned_path(services, identity, run, kind, name)
     validate.check_ttl(body.ttl_seconds)
     expires_at_ms = expiry(services, body.ttl_seconds)
-    _check_found(await services.store.checkpoints.set_expiry(str(path), expires_at_ms), path)
+    by = identity.key.key_id
+    is_found = await services.store.checkpoints.set_expiry(str(path), expires_at_ms, by)
+    _check_found(is_found, path)
     return {}
 
 
@@ -100,7 +102,8 @@ async def publish(
     run: str, kind: CheckpointKind, name: str, identity: IdentityDep, services: ServicesDep
 ) -> Json:
     path = await _owned_path(services, identity, run, kind, name)
-    _check_found(await services.store.checkpoints.set_public(str(path), True), path)
+    by = identity.key.key_id
+    _check_found(await services.store.checkpoints.set_public(str(path), True, by), path)
     return {}
 
 
@@ -114,7 +117,8 @@ async def unpublish(
     run: str, kind: CheckpointKind, name: str, identity: IdentityDep, services: ServicesDep
 ) -> Json:
     path = await _owned_path(services, identity, run, kind, name)
-    _check_found(await services.store.checkpoints.set_public(str(path), False), path)
+    by = identity.key.key_id
+    _check_found(await services.store.checkpoints.set_public(str(path), False, by), path)
     return {}
 
 

@@ -75,7 +75,7 @@ async def copy_weights(
         after = await access.readable_checkpoint(services, identity.tenant_id, source_path)
         if after.revision != source.revision:
             raise Unavailable(f"checkpoint {source.path!r} was replaced while it was copied")
-        await services.store.copies.record(copy, source.path, project_id)
+        await services.store.copies.record(copy, source.path, project_id, identity.key.key_id)
         # Another copy may have been made at the same moment into the same run.
         await _is_made(services, identity, run, source_path)
     return {"tinker_path": str(target)}

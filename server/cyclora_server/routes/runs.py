@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import StrEnum
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -16,21 +15,12 @@ from cyclora_core.types import ModelRecord
 from cyclora_server import access
 from cyclora_server.auth import IdentityDep, needs_key
 from cyclora_server.routes.checkpoints import Limit, Offset, cursor, describe
+from cyclora_server.routes.scope import AccessScope, Scope
 from cyclora_server.services import Json, ServicesDep
 
 router = APIRouter(prefix="/api/v1", tags=["training runs"], dependencies=needs_key)
 
 
-class AccessScope(StrEnum):
-    """Whose objects a client asks for."""
-
-    OWNED = "owned"
-    """The tenant's own."""
-    ACCESSIBLE = "accessible"
-    """Those of others too, as far as they are published."""
-
-
-Scope = Annotated[AccessScope, Query(alias="access_scope")]
 ProjectId = Annotated[str | None, Query(min_length=1, max_length=200)]
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 
-from cyclora_server.auth import IdentityDep, needs_key
+from cyclora_server.auth import needs_key
 from cyclora_server.body import documented, json_body, read_body
 from cyclora_server.services import Json, ServicesDep
 from cyclora_server.settings import Settings
@@ -40,7 +39,7 @@ def feature_flags(settings: Settings) -> dict[str, bool]:
     ``proto_write_fwdbwd`` to ``create_model_via_load_weights`` matter to SDKs before 0.38 only.
     """
     return {
-        "pjwt_auth_enabled": False,
+        "pjwt_auth_enabled": settings.token_auth,
         "parallel_fwdbwd_chunks": True,
         "proto_compress_fwdbwd": settings.proto_compress,
         "proto_write_fwdbwd": True,
@@ -83,19 +82,3 @@ async def telemetry(request: Request, services: ServicesDep) -> Json:
     # included.
     await read_body(request, services.settings)
     return {"status": "accepted"}
-
-
-@router.get("/auth/apikey/me", summary="What is known of the API key that was sent")
-async def apikey_me(identity: IdentityDep, services: ServicesDep) -> Json:
-    tenant = await services.store.tenants.get(identity.tenant_id)
-    # The CLI wants a number here; ours are random text, so a stable part of its hash serves.
-    number = int.from_bytes(hashlib.sha256(identity.key.key_id.encode()).digest()[:6], "big")
-    return {
-        "key_id": number,
-        "name": identity.key.name,
-        "note": "",
-        "details": {
-            "org_details": {"name": tenant.name if tenant else identity.tenant_id},
-            "user_details": {"email": ""},
-        },
-    }

@@ -7,14 +7,16 @@ the seq_id is known.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AwareDatetime, Field, model_validator
 
 from cyclora_server.wire.reading import Body, Metadata
 
 MAX_SEQ_ID = 2**31 - 1
 MAX_SAMPLE_SEQ_ID = 2**63 - 1
+
+FinishedReason = Literal["success", "errored", "interrupted"]
 
 
 class Numbered(Body):
@@ -40,11 +42,13 @@ class ClientConfig(Body):
 class CreateSession(Body):
     """``create_session``."""
 
-    tags: list[str] = Field(default_factory=list[str])
+    tags: list[Annotated[str, Field(max_length=256)]] = Field(
+        default_factory=list[str], max_length=100
+    )
     user_metadata: Metadata = Field(default_factory=dict[str, str])
-    sdk_version: str = ""
+    sdk_version: str = Field(default="", max_length=100)
     project_id: str | None = None
-    display_name: str | None = None
+    display_name: str | None = Field(default=None, max_length=1000)
 
 
 class SessionRef(Body):
@@ -56,13 +60,60 @@ class SessionRef(Body):
 class FinishReason(Body):
     """Why a client says that it is done."""
 
-    type: str = "success"
+    type: FinishedReason = "success"
 
 
 class FinishSession(Body):
     """``sessions/{session_id}/finish``."""
 
     reason: FinishReason = FinishReason()
+    detail: str | None = None
+
+
+class AssignProject(Body):
+    """``sessions/{session_id}/project``."""
+
+    project_id: str
+
+
+class SearchOwner(Body):
+    """Whose sessions a search is about."""
+
+    type: Literal["own", "accessible", "user"] = "own"
+    owner_urns: list[str] = Field(default_factory=list[str], max_length=10)
+
+    @model_validator(mode="after")
+    def _check_owners(self) -> Self:
+        if self.type == "user" and not self.owner_urns:
+            raise ValueError("owner_urns is empty; name 1 to 10 owners")
+        return self
+
+
+class StatusQuery(Body):
+    """One status that a search accepts."""
+
+    type: Literal["active", "cancelled", "failed", "client_finished"]
+    reasons: list[FinishedReason] | None = Field(default=None, min_length=1)
+
+
+class SearchCursor(Body):
+    """Where the next page of a search starts."""
+
+    last_created_at: AwareDatetime
+    last_session_id: str
+
+
+class SearchSessions(Body):
+    """``sessions/search``."""
+
+    session_id: str | None = None
+    project_ids: list[str] | None = Field(default=None, max_length=1000)
+    user_metadata: Metadata = Field(default_factory=dict[str, str])
+    display_name: str | None = Field(default=None, min_length=1, max_length=1000)
+    owner: SearchOwner = SearchOwner()
+    statuses: list[StatusQuery] | None = Field(default=None, min_length=1, max_length=10)
+    limit: int = Field(default=50, ge=1, le=200)
+    cursor: SearchCursor | None = None
 
 
 class OptimizerConfig(Body, extra="allow"):

@@ -56,7 +56,7 @@ STILL_ANSWERED = {
     "unload_model": posted("unload_model", {"model_id": MODEL}),
     "retrieve_future": posted("retrieve_future", {"request_id": f"{MODEL}:1"}),
     "session_heartbeat": posted("session_heartbeat", {"session_id": SESSION}),
-    "finish": posted(f"sessions/{SESSION}/finish", {"reason": {"type": "done"}}),
+    "finish": posted(f"sessions/{SESSION}/finish", {"reason": {"type": "success"}}),
     "create_session": posted("create_session", {"sdk_version": "1", "tags": []}),
     "get_info": posted("get_info", {"model_id": MODEL}),
     "delete": httpx.Request(

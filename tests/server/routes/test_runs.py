@@ -138,3 +138,14 @@ async def test_a_page_that_cannot_be_is_refused(
 
     assert answer.status_code == 422
     assert next(iter(params)) in answer.json()["detail"]
+
+
+async def test_a_run_moves_between_projects_with_its_session(client: httpx.AsyncClient) -> None:
+    async def listed(project_id: str) -> list[str]:
+        params = {"project_id": project_id}
+        answer = await client.get("/api/v1/training_runs", params=params)
+        return [run["training_run_id"] for run in answer.json()["training_runs"]]
+
+    assert [await listed("default"), await listed("paper")] == [[MODEL], []]
+    await client.put(f"/api/v1/sessions/{SESSION}/project", json={"project_id": "paper"})
+    assert [await listed("default"), await listed("paper")] == [[], [MODEL]]

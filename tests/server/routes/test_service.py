@@ -33,6 +33,13 @@ async def test_the_sdk_understands_the_feature_flags(client: httpx.AsyncClient) 
     assert not config.pjwt_auth_enabled
 
 
+@pytest.mark.parametrize("token_auth", [True, False])
+def test_exchanging_keys_for_tokens_is_a_setting(token_auth: bool) -> None:
+    flags = feature_flags(Settings(token_auth=token_auth))
+
+    assert flags["pjwt_auth_enabled"] is token_auth
+
+
 @pytest.mark.parametrize("compress", [True, False])
 def test_compression_is_a_setting(compress: bool) -> None:
     flags = feature_flags(Settings(proto_compress=compress))
@@ -64,14 +71,6 @@ async def test_telemetry_is_accepted_and_leaves_no_trace(client: httpx.AsyncClie
 
     assert answer.json() == {"status": "accepted"}
     assert "tml-secret" not in str(logs)
-
-
-async def test_the_cli_learns_whose_key_it_was_given(client: httpx.AsyncClient) -> None:
-    value = (await client.get("/api/v1/auth/apikey/me")).json()
-
-    assert isinstance(value["key_id"], int)
-    assert value["name"] == "laptop"
-    assert value["details"]["org_details"]["name"] == "TENANT-A"
 
 
 def test_the_interactive_documentation_has_a_text_for_every_tag(

@@ -1,15 +1,19 @@
 -- Record a checkpoint, or change what is recorded of one.
 -- KEYS: 1 checkpoint  2 expiring (zset: path -> ms)  3 doomed_files (zset: files -> ms)
 --       4 checkpoints_of_tenant (zset)  5 checkpoints_of_model (zset)  6 unlisted_of_model (set)
---       7 published (set)
+--       7 published (set)  8.. as account.lua says
 -- ARGV: 1 path  2 record  3 record as it was read, or "" to replace whatever is there
 --       4 expires_at_ms, or ""  5 created_at_ms  6 is_listed (1 or 0)  7 files
---       8 is_public (1 or 0)
+--       8 is_public (1 or 0)  9.. as account.lua says
 -- Returns: "put" or "changed".
 -- Atomic because a change worked out from a record that was replaced, renewed or dropped meanwhile
 -- would undo that, and because a record and the time it expires at must agree.
-if ARGV[3] ~= '' and redis.call('GET', KEYS[1]) ~= ARGV[3] then return 'changed' end
+local old = redis.call('GET', KEYS[1])
+-- It was done, and its answer lost; or there is nothing to change, and to note.
+if old == ARGV[2] then return 'put' end
+if ARGV[3] ~= '' and old ~= ARGV[3] then return 'changed' end
 redis.call('SET', KEYS[1], ARGV[2])
+account(8, 9, listed_bytes(ARGV[2]) - listed_bytes(old))
 if ARGV[4] == '' then
   redis.call('ZREM', KEYS[2], ARGV[1])
 else

@@ -2,8 +2,9 @@
 -- KEYS: 1 model  2 models_of_tenant (zset)  3 models_of_session (zset)  4 checkpoint
 --       5 expiring (zset: path -> ms)  6 doomed_files (zset: files -> ms)
 --       7 checkpoints_of_tenant (zset)  8 checkpoints_of_model (zset)
+--       9.. as account.lua says
 -- ARGV: 1 model_id  2 model fields (JSON object)  3 now_ms  4 path  5 record
---       6 expires_at_ms, or ""  7 files
+--       6 expires_at_ms, or ""  7 files  8.. as account.lua says
 -- Returns: "recorded" or "exists".
 -- Atomic because the run is how a retry knows that the copy was made: with a run but no checkpoint
 -- it would never be made, with a checkpoint but no run it would be made again once it is deleted.
@@ -14,6 +15,7 @@ end
 redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1])
 redis.call('ZADD', KEYS[3], ARGV[3], ARGV[1])
 redis.call('SET', KEYS[4], ARGV[5])
+account(9, 8, listed_bytes(ARGV[5]))
 if ARGV[6] ~= '' then redis.call('ZADD', KEYS[5], ARGV[6], ARGV[4]) end
 redis.call('ZREM', KEYS[6], ARGV[7])
 redis.call('ZADD', KEYS[7], ARGV[3], ARGV[4])

@@ -1,11 +1,14 @@
 -- Store the outcome of one operation of a model and advance the model past it.
 -- KEYS: 1 model  2 log (stream)  3 future  4 body  5 ready_models (set)  6 wake (list)
 --       7 failed (set of seq_ids that replay leaves out)  8 usage (hash)
+--       9 metered (hash of this hour)  10 trace (list)
 -- ARGV: 1 worker_id  2 epoch  3 seq_id  4 state  5 result  6 error_message  7 error_category
 --       8 future_ttl_ms  9 keep_body (1 or 0)  10 settled channel  11 request_id  12 model_id
 --       13 usage field  14 usage tokens
 --       15 mark: "snapshot" when storage holds the state after this operation, "end" when the
 --          model ends with it, else ""
+--       16 metered field, or "" when its tokens are not billed  17 metered_ttl_ms
+--       18 trace entry, or ""  19 max trace entries  20 trace_ttl_ms
 -- Returns: "settled", "already", "fenced" or "out_of_order".
 -- Atomic because the result, the applied seq_id and the metered usage must agree whatever dies;
 -- the epoch check keeps a worker that was declared dead from settling anything.
@@ -24,7 +27,13 @@ end
 redis.call('HSET', KEYS[3], 'state', ARGV[4])
 if ARGV[4] == 'done' then
   redis.call('HSET', KEYS[3], 'result', ARGV[5])
-  if tonumber(ARGV[14]) > 0 then redis.call('HINCRBY', KEYS[8], ARGV[13], ARGV[14]) end
+  if tonumber(ARGV[14]) > 0 then
+    redis.call('HINCRBY', KEYS[8], ARGV[13], ARGV[14])
+    if ARGV[16] ~= '' then
+      redis.call('HINCRBY', KEYS[9], ARGV[16], ARGV[14])
+      redis.call('PEXPIRE', KEYS[9], ARGV[17])
+    end
+  end
   -- In the same step: what is replayed from now on must not depend on what the operation read.
   if ARGV[15] == 'snapshot' then
     redis.call('HSET', KEYS[1], 'snapshot_seq_id', seq, 'snapshot_epoch', ARGV[2])
@@ -51,6 +60,12 @@ if redis.call('HGET', KEYS[1], 'partial_seq_id') == ARGV[3] then
 end
 if applied >= logged then
   redis.call('SREM', KEYS[5], ARGV[12])
+end
+if ARGV[18] ~= '' then
+  local submitted = redis.call('HGET', KEYS[3], 'submitted_at_ms') or ''
+  redis.call('RPUSH', KEYS[10], submitted .. ' ' .. ARGV[18])
+  redis.call('LTRIM', KEYS[10], -tonumber(ARGV[19]), -1)
+  redis.call('PEXPIRE', KEYS[10], ARGV[20])
 end
 redis.call('PUBLISH', ARGV[10], ARGV[11])
 return 'settled'

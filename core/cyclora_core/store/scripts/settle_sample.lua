@@ -1,7 +1,10 @@
 -- Store the outcome of one sample.
 -- KEYS: 1 future  2 body  3 worker_samples (hash)  4 completions (zset)  5 usage (hash)
+--       6 pending_samples (set)  7 metered (hash of this hour)  8 trace (list)
 -- ARGV: 1 worker_id  2 state  3 result  4 error_message  5 error_category  6 future_ttl_ms
 --       7 settled channel  8 request_id  9 prefilled tokens  10 sampled tokens
+--       11 metered field of the former  12 metered field of the latter  13 metered_ttl_ms
+--       14 trace entry, or ""  15 max trace entries  16 trace_ttl_ms
 -- Returns: "settled", "already" or "fenced".
 -- Atomic because the owner check must hold at the moment the result is stored: a worker that was
 -- declared dead has lost its samples to another.
@@ -18,16 +21,26 @@ if ARGV[2] == 'done' then
   redis.call('HSET', KEYS[1], 'result', ARGV[3])
   redis.call('HINCRBY', KEYS[5], 'prefilled_tokens', ARGV[9])
   redis.call('HINCRBY', KEYS[5], 'sampled_tokens', ARGV[10])
+  redis.call('HINCRBY', KEYS[7], ARGV[11], ARGV[9])
+  redis.call('HINCRBY', KEYS[7], ARGV[12], ARGV[10])
+  redis.call('PEXPIRE', KEYS[7], ARGV[13])
 else
   redis.call('HSET', KEYS[1], 'error_message', ARGV[4], 'error_category', ARGV[5])
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[6])
 redis.call('DEL', KEYS[2])
 redis.call('HDEL', KEYS[3], ARGV[8])
+redis.call('SREM', KEYS[6], ARGV[8])
 local last = redis.call('ZRANGE', KEYS[4], -1, -1, 'WITHSCORES')
 redis.call('ZADD', KEYS[4], (tonumber(last[2]) or 0) + 1, ARGV[8])
 -- A client that samples for weeks asks for what is new, never for what is this old.
 redis.call('ZREMRANGEBYRANK', KEYS[4], 0, -10001)
 redis.call('PEXPIRE', KEYS[4], ARGV[6])
+if ARGV[14] ~= '' then
+  local submitted = redis.call('HGET', KEYS[1], 'submitted_at_ms') or ''
+  redis.call('RPUSH', KEYS[8], submitted .. ' ' .. ARGV[14])
+  redis.call('LTRIM', KEYS[8], -tonumber(ARGV[15]), -1)
+  redis.call('PEXPIRE', KEYS[8], ARGV[16])
+end
 redis.call('PUBLISH', ARGV[7], ARGV[8])
 return 'settled'

@@ -1,11 +1,13 @@
 -- Record one numbered operation of a model: its future, its body, its place in the command log.
 -- KEYS: 1 future  2 body  3 model  4 log (stream)  5 held (hash)  6 ready_models (set)
 --       7 wake (list)  8 models_of_tenant (zset)  9 models_of_session (zset)
---       10 gaps (zset: model -> since, ms)
+--       10 gaps (zset: model -> since, ms)  11 session
+--       12 live_sessions (zset: session -> last sign of life, ms)
 -- ARGV: 1 digest  2 seq_id  3 entry (JSON of the log)  4 body  5 now_ms  6 model_id
 --       7 new_model (JSON object of fields, or "")  8 future fields (JSON object)
 --       9 future_ttl_ms  10 settled channel  11 request_id  12 max seq_ids ahead of the log
--- Returns: "accepted", "duplicate", "conflict", "expired" or "too_far".
+--       13 session_id
+-- Returns: "accepted", "duplicate", "conflict", "expired", "too_far" or "ended".
 -- Atomic because a future without its log entry would never end, and an entry recorded twice
 -- would be applied twice.
 local known = redis.call('HGET', KEYS[1], 'digest')
@@ -14,6 +16,8 @@ if known then
 end
 local seq = tonumber(ARGV[2])
 if ARGV[7] ~= '' and redis.call('EXISTS', KEYS[3]) == 0 then
+  -- What cleans up behind the session has looked for its models, or is about to.
+  if redis.call('HEXISTS', KEYS[11], 'finished_reason') == 1 then return 'ended' end
   for name, value in pairs(cjson.decode(ARGV[7])) do
     redis.call('HSET', KEYS[3], name, value)
   end
@@ -33,6 +37,7 @@ for name, value in pairs(future) do
 end
 redis.call('HSET', KEYS[1], 'digest', ARGV[1])
 redis.call('HSET', KEYS[3], 'last_request_at_ms', ARGV[5])
+redis.call('ZADD', KEYS[12], 'XX', ARGV[5], ARGV[13])
 if future.state == 'pending' then
   redis.call('SET', KEYS[2], ARGV[4])
 else

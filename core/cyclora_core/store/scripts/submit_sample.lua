@@ -1,8 +1,9 @@
 -- Record one sample: its future, its body, its place in the tenant's queue.
 -- KEYS: 1 future  2 body  3 sample_queue (list)  4 sample_tenants (set)  5 wake (list)
---       6 completions (zset)
+--       6 completions (zset)  7 pending_samples (set)
+--       8 live_sessions (zset: session -> last sign of life, ms)
 -- ARGV: 1 digest  2 entry (JSON)  3 body  4 tenant_id  5 future fields (JSON object)
---       6 future_ttl_ms  7 settled channel  8 request_id
+--       6 future_ttl_ms  7 settled channel  8 request_id  9 session_id  10 now_ms
 -- Returns: "accepted", "duplicate", "conflict" or "expired".
 -- Atomic because a future that is in no queue would never end.
 local known = redis.call('HGET', KEYS[1], 'digest')
@@ -16,10 +17,12 @@ for name, value in pairs(future) do
   redis.call('HSET', KEYS[1], name, value)
 end
 redis.call('HSET', KEYS[1], 'digest', ARGV[1])
+redis.call('ZADD', KEYS[8], 'XX', ARGV[10], ARGV[9])
 if future.state == 'pending' then
   redis.call('SET', KEYS[2], ARGV[3])
   redis.call('RPUSH', KEYS[3], ARGV[2])
   redis.call('SADD', KEYS[4], ARGV[4])
+  redis.call('SADD', KEYS[7], ARGV[8])
   if redis.call('LLEN', KEYS[5]) == 0 then redis.call('LPUSH', KEYS[5], 1) end
 else
   redis.call('PEXPIRE', KEYS[1], ARGV[6])

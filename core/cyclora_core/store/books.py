@@ -1,0 +1,61 @@
+"""What changes of checkpoints leave in the audit log and in what is metered, as scripts write it.
+
+``scripts/account.lua`` takes what is made here, in the same step as the change itself.
+"""
+
+from __future__ import annotations
+
+from cyclora_core.clock import Clock
+from cyclora_core.ids import session_of
+from cyclora_core.records import AuditEntry, Checkpoint
+from cyclora_core.store.audit import Audit
+from cyclora_core.store.keys import Keys
+from cyclora_core.store.metering import (
+    METERED_KEPT_S,
+    Meter,
+    byte_seconds_field,
+    bytes_field,
+    hour_of,
+    meter_field,
+    ms_left,
+)
+
+
+class Books:
+    """Keys and arguments of the scripts that change checkpoints."""
+
+    def __init__(self, keys: Keys, clock: Clock, audit: Audit) -> None:
+        self._keys = keys
+        self._clock = clock
+        self._audit = audit
+
+    def entry(
+        self, action: str, checkpoint: Checkpoint, **details: str | int | bool | None
+    ) -> AuditEntry | None:
+        """An audit entry about a checkpoint; None about one that has no name."""
+        if not checkpoint.is_listed:
+            return None
+        about = {"tinker_path": checkpoint.path, "model_id": checkpoint.model_id}
+        return self._audit.entry(f"checkpoint_{action}", {**about, **details})
+
+    def keys_of(self, tenant_id: str) -> list[str]:
+        hour = hour_of(self._clock.now_ms())
+        keys = self._keys
+        return [keys.audit(tenant_id), keys.metered(tenant_id, hour), keys.stored(tenant_id)]
+
+    def args(
+        self, checkpoint: Checkpoint, entry: AuditEntry | None, *, is_made: bool = False
+    ) -> list[str | int | bytes]:
+        """``is_made`` counts one checkpoint more, if it has a name."""
+        now_ms = self._clock.now_ms()
+        hour = hour_of(now_ms)
+        session_id = session_of(checkpoint.model_id)
+        field = meter_field(Meter.CHECKPOINT, checkpoint.base_model, session_id)
+        return [
+            *self._audit.script_args(entry),
+            field if is_made and checkpoint.is_listed else "",
+            METERED_KEPT_S * 1000,
+            bytes_field(hour),
+            byte_seconds_field(hour),
+            ms_left(now_ms),
+        ]

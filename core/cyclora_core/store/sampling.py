@@ -1,0 +1,43 @@
+"""Sampling sessions: rights to sample from one fixed set of weights."""
+
+from __future__ import annotations
+
+from cyclora_core import codec
+from cyclora_core.records import SamplingSession
+from cyclora_core.store.connection import Connection
+
+
+class SamplingSessions:
+    """They outlive every process."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._redis = connection.client
+        self._keys = connection.keys
+
+    async def create(self, record: SamplingSession) -> SamplingSession:
+        """Record a sampling session, or return the one that has this id already."""
+        key = self._keys.sampling_session(record.sampling_session_id)
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hsetnx(key, "record", codec.dump(record))
+            pipe.zadd(
+                self._keys.samplers_of_session(record.session_id),
+                {record.sampling_session_id: record.created_at_ms},
+                nx=True,
+            )
+            await pipe.execute()
+        stored = await self.get(record.sampling_session_id)
+        return stored or record
+
+    async def get(self, sampling_session_id: str) -> SamplingSession | None:
+        key = self._keys.sampling_session(sampling_session_id)
+        data = await self._redis.hget(key, "record")
+        return codec.load(SamplingSession, data) if data else None
+
+    async def join(self, sampling_session_id: str) -> int:
+        """A clone id that no other client of this sampling session has; 0 is the original."""
+        key = self._keys.sampling_session(sampling_session_id)
+        return int(await self._redis.hincrby(key, "num_clones", 1))
+
+    async def of_session(self, session_id: str) -> list[str]:
+        rows = await self._redis.zrange(self._keys.samplers_of_session(session_id), 0, -1)
+        return [row.decode() for row in rows]

@@ -1,0 +1,13 @@
+-- End a session on its client's word; the first reason stands.
+-- KEYS: 1 session  2 live_sessions (zset: session -> last sign of life, ms)
+--       3 ending_sessions (zset: session -> since, ms)
+-- ARGV: 1 session_id  2 reason  3 detail  4 now_ms
+-- Returns: "ended", "already" or "unknown".
+-- Atomic because a session that ended without being noted for cleaning up would leave its models
+-- and files behind if whoever ended it dies here.
+if redis.call('EXISTS', KEYS[1]) == 0 then return 'unknown' end
+if redis.call('HSETNX', KEYS[1], 'finished_reason', ARGV[2]) == 0 then return 'already' end
+redis.call('HSET', KEYS[1], 'finished_detail', ARGV[3])
+redis.call('ZREM', KEYS[2], ARGV[1])
+redis.call('ZADD', KEYS[3], ARGV[4], ARGV[1])
+return 'ended'
