@@ -6,6 +6,7 @@
     model_id              {session_id}:train:{model_seq_id}       (the SDK computes it itself)
     sampling_session_id   {session_id}:sample:{sampling_session_seq_id}
     request_id            {model_id or sampling_session_id}:{seq_id}
+    loss_id               {session_id}:loss:{custom_loss_seq_id}, also its own request_id
     checkpoint path       tinker://{model_id}/{weights|sampler_weights|external_weights}/{name}
 
 ``request_id`` is a pure function of what the SDK sends, so a retry finds the same future.
@@ -24,6 +25,7 @@ _SESSION = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 _SESSION_RE = re.compile(_SESSION)
 _MODEL_RE = re.compile(rf"({_SESSION}):train:(0|[1-9][0-9]{{0,9}})")
 _SAMPLING_SESSION_RE = re.compile(rf"({_SESSION}):sample:(0|[1-9][0-9]{{0,9}})")
+_LOSS_RE = re.compile(rf"({_SESSION}):loss:(0|[1-9][0-9]{{0,9}})")
 _NAME_RE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 _PATH_PREFIX = "tinker://"
 
@@ -52,6 +54,10 @@ def is_sampling_session_id(text: str) -> bool:
     return _SAMPLING_SESSION_RE.fullmatch(text) is not None
 
 
+def is_loss_id(text: str) -> bool:
+    return _LOSS_RE.fullmatch(text) is not None
+
+
 def model_id(session_id: str, model_seq_id: int) -> str:
     return f"{session_id}:train:{model_seq_id}"
 
@@ -60,8 +66,17 @@ def sampling_session_id(session_id: str, sampling_session_seq_id: int) -> str:
     return f"{session_id}:sample:{sampling_session_seq_id}"
 
 
+def loss_owner_id(session_id: str) -> str:
+    """Whose numbered requests the uploads of custom losses are."""
+    return f"{session_id}:loss"
+
+
+def loss_id(session_id: str, custom_loss_seq_id: int) -> str:
+    return request_id(loss_owner_id(session_id), custom_loss_seq_id)
+
+
 def session_of(owner_id: str) -> str:
-    """The session that a model or a sampling session belongs to."""
+    """The session that a model, a sampling session or a custom loss belongs to."""
     return owner_id.split(":", 1)[0]
 
 

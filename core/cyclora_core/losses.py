@@ -16,6 +16,9 @@ from cyclora_core.payload import Array
 
 Config = Mapping[str, float]
 
+CUSTOM = "custom"
+"""The loss function of those that are uploaded; each declares its own inputs."""
+
 CLIP_LOW = "clip_low_threshold"
 CLIP_HIGH = "clip_high_threshold"
 RATIO_MASK = "sequence_ratio_mask"
@@ -48,8 +51,9 @@ LOSS_RULES: Mapping[str, LossRule] = {
     "gspo": LossRule(_POLICY_INPUTS | {RATIO_MASK}, _CLIPS, {CLIP_LOW: 0.8, CLIP_HIGH: 1.2}),
 }
 
+_CUSTOM_RULE = LossRule(frozenset({"target_tokens"}), takes_top_k=True)
+
 _NOT_SUPPORTED = {
-    "custom": "use ppo or importance_sampling",
     "stable_reinforce": (
         "its formula is not public; use ppo or importance_sampling, which take the same "
         "target_tokens, logprobs and advantages"
@@ -63,12 +67,14 @@ def loss_rule(loss_fn: str) -> LossRule:
     Raises:
         UserError: it is unknown, or known to Tinker and not supported here.
     """
+    if loss_fn == CUSTOM:
+        return _CUSTOM_RULE
     if loss_fn in _NOT_SUPPORTED:
         raise UserError(
             f"loss_fn {loss_fn!r} is not supported by this server: {_NOT_SUPPORTED[loss_fn]}"
         )
     if loss_fn not in LOSS_RULES:
-        known = ", ".join(LOSS_RULES)
+        known = ", ".join([*LOSS_RULES, CUSTOM])
         raise UserError(f"loss_fn {loss_fn[:_MAX_SHOWN]!r} is unknown; expected one of {known}")
     return LOSS_RULES[loss_fn]
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from cyclora_core.custom_loss import CustomLoss
 from cyclora_core.optimizers import OptimizerType
 from cyclora_core.payload import Array, Payload
 
@@ -30,6 +31,8 @@ class OperationKind(StrEnum):
     SAVE_WEIGHTS_FOR_SAMPLER = "save_weights_for_sampler"
     UNLOAD_MODEL = "unload_model"
     SAMPLE = "sample"
+    CREATE_CUSTOM_LOSS = "create_custom_loss"
+    """Only ever a future that is done: storing the loss is all there is to it."""
 
     @property
     def is_pass(self) -> bool:
@@ -91,6 +94,10 @@ class PassBody:
     loss_fn: str
     loss_fn_config: Mapping[str, float]
     data: Sequence[Datum]
+    loss_id: str | None = None
+    """The uploaded loss that ``custom`` means."""
+    custom_loss: CustomLoss | None = None
+    """That loss itself, so that replaying needs nothing but this body."""
 
     def to_payload(self) -> Payload:
         arrays: dict[str, Array] = {}
@@ -101,11 +108,13 @@ class PassBody:
             owners = [i for i, datum in enumerate(self.data) if key in datum.loss_fn_inputs]
             arrays[f"in.{key}.owners"] = np.asarray(owners, np.int32)
             _put_ragged(arrays, f"in.{key}", [self.data[i].loss_fn_inputs[key] for i in owners])
-        meta = {
+        meta: dict[str, Any] = {
             "loss_fn": self.loss_fn,
             "loss_fn_config": dict(self.loss_fn_config),
             "keys": keys,
         }
+        if self.custom_loss is not None:
+            meta |= {"loss_id": self.loss_id, "custom_loss": self.custom_loss.to_json()}
         return Payload(meta, arrays)
 
     @classmethod
@@ -117,7 +126,15 @@ class PassBody:
             for owner, value in zip(payload.arrays[f"in.{key}.owners"], values, strict=True):
                 inputs[int(owner)][key] = value
         data = [Datum(t, i) for t, i in zip(tokens, inputs, strict=True)]
-        return cls(payload.meta["loss_fn"], payload.meta["loss_fn_config"], data)
+        meta = payload.meta
+        loss = meta.get("custom_loss")
+        return cls(
+            meta["loss_fn"],
+            meta["loss_fn_config"],
+            data,
+            meta.get("loss_id"),
+            CustomLoss.from_json(loss) if loss else None,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +230,13 @@ class SaveWeightsResult(_Record):
     path: str | None = None
     sampling_session_id: str | None = None
     num_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CustomLossResult(_Record):
+    """Result of create_custom_loss: what forward_backward names the loss by."""
+
+    loss_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,7 +384,9 @@ Body = (
     | SaveWeightsBody
     | SampleBody
 )
-Result = ModelResult | PassResult | OptimStepResult | SaveWeightsResult | SampleResult
+Result = (
+    ModelResult | PassResult | OptimStepResult | SaveWeightsResult | SampleResult | CustomLossResult
+)
 
 BODY_TYPES: Mapping[OperationKind, Any] = {
     OperationKind.CREATE_MODEL: CreateModelBody,
@@ -383,6 +409,7 @@ RESULT_TYPES: Mapping[OperationKind, Any] = {
     OperationKind.SAVE_WEIGHTS: SaveWeightsResult,
     OperationKind.SAVE_WEIGHTS_FOR_SAMPLER: SaveWeightsResult,
     OperationKind.SAMPLE: SampleResult,
+    OperationKind.CREATE_CUSTOM_LOSS: CustomLossResult,
 }
 
 

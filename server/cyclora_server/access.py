@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 
 from cyclora_core import ids
+from cyclora_core.custom_loss import CustomLoss
 from cyclora_core.errors import Gone, NotFound, Unavailable
 from cyclora_core.ids import CheckpointPath
 from cyclora_core.records import Checkpoint, SamplingSession, Session
@@ -103,6 +104,18 @@ async def readable_run(
         if model.tenant_id == tenant_id or readable:
             return model, readable
     raise NotFound(no_model(model_id))
+
+
+async def custom_loss_of(services: Services, model: ModelRecord, loss_id: str) -> CustomLoss:
+    """A custom loss that the model's own session uploaded; others can use none of it."""
+    is_own = ids.is_loss_id(loss_id) and ids.session_of(loss_id) == model.session_id
+    loss = await services.store.custom_losses.get(loss_id) if is_own else None
+    if loss is None:
+        raise NotFound(
+            f"custom loss {loss_id[:100]!r} does not exist in this session; it ends with the "
+            "session that created it"
+        )
+    return loss
 
 
 async def served_base_model(services: Services, name: str) -> BaseModelInfo:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
+from cyclora_core.custom_loss import CustomLoss
 from cyclora_core.ids import CheckpointPath
 from cyclora_core.records import (
     ApiKey,
@@ -26,6 +27,7 @@ from cyclora_core.records import (
     WorkerStatus,
 )
 from cyclora_core.store.checkpoints import CheckpointFiles
+from cyclora_core.store.custom_losses import CreateLossOutcome
 from cyclora_core.store.memory import MemoryReading
 from cyclora_core.store.metering import Metered, StoredHour
 from cyclora_core.store.traces import TracedOperation
@@ -74,6 +76,15 @@ class SamplingPort(Protocol):
     async def get(self, sampling_session_id: str, /) -> SamplingSession | None: ...
     async def join(self, sampling_session_id: str, /) -> int: ...
     async def of_session(self, session_id: str, /) -> list[str]: ...
+
+
+class CustomLossesPort(Protocol):
+    """Uploaded losses, which end with their session."""
+
+    async def create(
+        self, tenant_id: str, session_id: str, custom_loss_seq_id: int, loss: CustomLoss, /
+    ) -> CreateLossOutcome: ...
+    async def get(self, loss_id: str, /) -> CustomLoss | None: ...
 
 
 class ModelsPort(Protocol):
@@ -219,6 +230,8 @@ class StorePort(Protocol):
     def sessions(self) -> SessionsPort: ...
     @property
     def sampling(self) -> SamplingPort: ...
+    @property
+    def custom_losses(self) -> CustomLossesPort: ...
     @property
     def models(self) -> ModelsPort: ...
     @property

@@ -7,8 +7,11 @@ tenants share.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
+from cyclora_core.custom_loss import CustomLoss, check_datum
 from cyclora_core.errors import UserError
 from cyclora_core.losses import LossRule, check_values, full_config, loss_rule
 from cyclora_core.operations import Datum, PassBody
@@ -30,8 +33,33 @@ def check_pass(body: PassBody, base: BaseModelInfo) -> None:
     if not body.data:
         raise UserError("data is empty; expected at least one datum")
     for i, datum in enumerate(body.data):
-        _check_datum(f"data[{i}]", datum, body.loss_fn, rule, base)
-        check_values(f"data[{i}]", datum.loss_fn_inputs, config)
+        where = f"data[{i}]"
+        _check_model_input(where, datum, base)
+        if body.custom_loss is None:
+            _check_inputs(where, datum, body.loss_fn, rule)
+        else:
+            check_datum(where, datum.loss_fn_inputs, body.custom_loss)
+        targets = datum.loss_fn_inputs["target_tokens"]
+        _check_targets(f"{where}.target_tokens", targets, datum.tokens.size, body.loss_fn, rule)
+        check_tokens(f"{where}.target_tokens", targets, base.vocab_size)
+        if body.custom_loss is None:
+            _check_like_targets(where, datum)
+            check_values(where, datum.loss_fn_inputs, config)
+    if body.custom_loss is not None:
+        _check_one_dtype(body)
+
+
+def with_loss(body: PassBody, loss: CustomLoss) -> PassBody:
+    """A pass with the uploaded loss that it names, and without the inputs which that leaves unread.
+
+    The SDK sends all that a datum has; other losses refuse what they do not read, since it is
+    likely a mistake there.
+    """
+    data = [
+        Datum(each.tokens, {k: v for k, v in each.loss_fn_inputs.items() if k in loss.input_keys})
+        for each in body.data
+    ]
+    return replace(body, data=data, custom_loss=loss)
 
 
 def check_tokens(where: str, tokens: Array, vocab_size: int) -> None:
@@ -41,9 +69,7 @@ def check_tokens(where: str, tokens: Array, vocab_size: int) -> None:
         raise UserError(f"{where} has token id {bad}; expected 0..{vocab_size - 1}")
 
 
-def _check_datum(
-    where: str, datum: Datum, loss_fn: str, rule: LossRule, base: BaseModelInfo
-) -> None:
+def _check_model_input(where: str, datum: Datum, base: BaseModelInfo) -> None:
     num_tokens = datum.tokens.size
     if num_tokens == 0:
         raise UserError(f"{where} has an empty model_input; expected at least one token")
@@ -52,6 +78,9 @@ def _check_datum(
             f"{where} has {num_tokens} tokens; {base.name} takes at most {base.max_context_length}"
         )
     check_tokens(f"{where}.model_input", datum.tokens, base.vocab_size)
+
+
+def _check_inputs(where: str, datum: Datum, loss_fn: str, rule: LossRule) -> None:
     missing = rule.inputs - datum.loss_fn_inputs.keys()
     if missing:
         raise UserError(
@@ -64,12 +93,25 @@ def _check_datum(
             f"{where} has loss_fn_inputs {_names(unknown)}, which {loss_fn} does not take; "
             f"expected {accepted}"
         )
-    targets = datum.loss_fn_inputs["target_tokens"]
-    _check_targets(f"{where}.target_tokens", targets, num_tokens, loss_fn, rule)
-    check_tokens(f"{where}.target_tokens", targets, base.vocab_size)
+
+
+def _check_one_dtype(body: PassBody) -> None:
+    """Data are stored end to end: integers beside floats would become floats."""
+    first = body.data[0].loss_fn_inputs
+    for i, datum in enumerate(body.data):
+        for name, values in datum.loss_fn_inputs.items():
+            if values.dtype != first[name].dtype:
+                raise UserError(
+                    f"data[{i}].{name} has dtype {values.dtype.name}; expected "
+                    f"{first[name].dtype.name} like data[0]"
+                )
+
+
+def _check_like_targets(where: str, datum: Datum) -> None:
+    shape = datum.loss_fn_inputs["target_tokens"].shape
     for name, values in datum.loss_fn_inputs.items():
         if name != "target_tokens":
-            _check_floats(f"{where}.{name}", values, targets.shape)
+            _check_floats(f"{where}.{name}", values, shape)
 
 
 def _check_targets(

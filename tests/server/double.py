@@ -14,9 +14,10 @@ from typing import Any
 
 from cyclora_core import ids, payload
 from cyclora_core.clock import ManualClock
+from cyclora_core.custom_loss import CustomLoss
 from cyclora_core.errors import ErrorCategory, NotFound
 from cyclora_core.ids import CheckpointKind, CheckpointPath
-from cyclora_core.operations import LoraConfig, OperationKind, Result
+from cyclora_core.operations import CustomLossResult, LoraConfig, OperationKind, Result
 from cyclora_core.records import (
     DEFAULT_PROJECT,
     EXPIRED,
@@ -35,6 +36,7 @@ from cyclora_core.records import (
     WorkerStatus,
 )
 from cyclora_core.store.checkpoints import CheckpointFiles
+from cyclora_core.store.custom_losses import CreateLossOutcome
 from cyclora_core.store.memory import MemoryReading
 from cyclora_core.store.metering import Metered, StoredHour
 from cyclora_core.store.traces import TracedOperation
@@ -248,6 +250,38 @@ class Sampling:
 
     async def of_session(self, session_id: str) -> list[str]:
         return [key for key, each in self.records.items() if each.session_id == session_id]
+
+
+class CustomLosses:
+    def __init__(self, sessions: Sessions, futures: Futures) -> None:
+        self.records: dict[str, CustomLoss] = {}
+        self.outcome: CreateLossOutcome | None = None
+        """What the next creation comes to, if not what the records say."""
+        self._sessions = sessions
+        self._futures = futures
+
+    async def create(
+        self, tenant_id: str, session_id: str, custom_loss_seq_id: int, loss: CustomLoss
+    ) -> CreateLossOutcome:
+        if self.outcome is not None:
+            return self.outcome
+        loss_id = ids.loss_id(session_id, custom_loss_seq_id)
+        if loss_id in self.records:
+            is_same = self.records[loss_id] == loss
+            return CreateLossOutcome.DUPLICATE if is_same else CreateLossOutcome.CONFLICT
+        if self._sessions.records[session_id].finished_reason is not None:
+            return CreateLossOutcome.FINISHED
+        self.records[loss_id] = loss
+        kind = OperationKind.CREATE_CUSTOM_LOSS
+        owner_id = ids.loss_owner_id(session_id)
+        result = payload.encode(CustomLossResult(loss_id).to_payload())
+        self._futures.records[loss_id] = Future(
+            loss_id, tenant_id, owner_id, custom_loss_seq_id, kind, FutureState.DONE, result
+        )
+        return CreateLossOutcome.ACCEPTED
+
+    async def get(self, loss_id: str) -> CustomLoss | None:
+        return self.records.get(loss_id)
 
 
 class Models:
@@ -535,6 +569,7 @@ class StoreDouble:
         self.sampling = Sampling()
         self.models = Models()
         self.futures = Futures()
+        self.custom_losses = CustomLosses(self.sessions, self.futures)
         self.operations = Operations(self.futures, self.models)
         self.checkpoints = Checkpoints()
         self.copies = Copies(self.models, self.checkpoints)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from core.losses import custom_loss, method, ref
 from cyclora_core.errors import UserError
 from cyclora_core.operations import Datum, PassBody
 from cyclora_server.validate_pass import check_pass
@@ -73,9 +75,9 @@ def test_an_unknown_loss_is_refused_with_the_known_ones() -> None:
     refused(a_pass("hinge"), "'hinge' is unknown; expected one of cross_entropy, importance_sam")
 
 
-@pytest.mark.parametrize("loss_fn", ["stable_reinforce", "custom"])
-def test_a_loss_that_tinker_has_and_we_do_not_is_refused_by_name(loss_fn: str) -> None:
-    refused(a_pass(loss_fn), f"{loss_fn!r} is not supported .*use ppo or importance_sampling")
+def test_a_loss_that_tinker_has_and_we_do_not_is_refused_by_name() -> None:
+    complaint = "'stable_reinforce' is not supported .*use ppo or importance_sampling"
+    refused(a_pass("stable_reinforce"), complaint)
 
 
 def test_the_refusal_of_stable_reinforce_gives_the_reason() -> None:
@@ -189,3 +191,61 @@ def test_the_number_of_targets_per_position_is_bounded(num_targets: int) -> None
 def test_inputs_that_are_not_finite_are_refused(value: float) -> None:
     """One NaN would make the whole adapter NaN at the next optimizer step."""
     refused(a_pass("ppo", advantages=floats(0, value)), "advantages holds .*; expected finite")
+
+
+CUSTOM = custom_loss(method("total", "sum", ref("logprobs")), scale=0, old=1, table=2)
+
+
+def custom_pass(**changes: Any) -> PassBody:
+    given: dict[str, Any] = {
+        "target_tokens": ints(2, 3),
+        "scale": floats(0.5),
+        "old": floats(1, 2, 3),
+        "table": np.zeros((4, 5), np.float32),
+    }
+    datum = Datum(tokens(1, 2), given | changes)
+    return PassBody("custom", {}, [datum], "id", CUSTOM)
+
+
+def test_inputs_of_a_custom_loss_have_the_rank_it_declared_and_any_length() -> None:
+    check_pass(custom_pass(), BASE)
+    check_pass(custom_pass(scale=ints(7).reshape(1, 1), old=floats(np.inf)), BASE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"scale": floats(1, 2)}, r"data\[0\].scale has shape \[2\], .* expected one element"),
+        ({"old": floats(1).reshape(1, 1)}, r"old has shape \[1, 1\], .* expected rank 1"),
+        ({"table": floats(1)}, r"table has shape \[1\], .* expected rank 2"),
+        ({"target_tokens": ints(1, 2).reshape(2, 1)}, "declared logprobs with rank 1"),
+        ({"target_tokens": ints(1, 2, 3)}, "has 3 rows; expected 2"),
+        ({"target_tokens": ints(1, 100)}, "token id 100"),
+        ({"target_tokens": floats(1, 2)}, "expected int64"),
+        ({"old": np.zeros(2**23 + 1, np.float32)}, "8388609 elements; a custom loss takes at most"),
+    ],
+)
+def test_inputs_that_do_not_fit_a_custom_loss_are_refused(
+    changes: dict[str, Any], complaint: str
+) -> None:
+    refused(custom_pass(**changes), complaint)
+
+
+def test_a_custom_loss_without_an_input_is_refused() -> None:
+    body = custom_pass()
+    datum = Datum(body.data[0].tokens, {"target_tokens": ints(2, 3), "old": floats(1)})
+
+    refused(replace(body, data=[datum]), r"data\[0\] lacks loss_fn_inputs scale, table, which")
+
+
+def test_a_custom_loss_takes_no_other_config() -> None:
+    refused(replace(custom_pass(), loss_fn_config={"beta": 1.0}), "has 'beta', which custom does")
+
+
+def test_an_input_of_a_custom_loss_has_one_dtype_in_all_data() -> None:
+    one, other = custom_pass().data[0], custom_pass(old=ints(1, 2)).data[0]
+
+    refused(
+        replace(custom_pass(), data=[one, other]),
+        r"data\[1\].old has dtype int64; expected float32 like data\[0\]",
+    )

@@ -47,6 +47,7 @@ class Pass:
     body: PassBody
     needs_gradient: bool
     datum_range: DatumRange | None = None
+    is_replay: bool = False
 
     @property
     def range(self) -> DatumRange:
@@ -198,8 +199,14 @@ class Engine:
                 packed.rollback()
             outcomes = {each.request_id: self._run_alone(each) for each in passes}
         else:
+            # Models with a failed pass begin anew; the gradients of the others hold none of it.
+            failed = packed.failures()
+            guilty = {each.model_id for each in passes if each.request_id in failed}
+            packed.rollback([self._adapter(model_id) for model_id in guilty])
             outcomes = {
-                p.request_id: self._finish_part(p, results[p.request_id], terms[p.request_id])
+                p.request_id: self._run_alone(p)
+                if p.model_id in guilty
+                else self._finish_part(p, results[p.request_id], terms[p.request_id])
                 for p in passes
             }
             self._measure(passes, time.perf_counter() - started_s)
@@ -216,6 +223,8 @@ class Engine:
             for _ in packed:
                 pass
             request_id = one.request_id
+            if failure := packed.failures().get(request_id):
+                raise failure
             return self._finish_part(one, packed.results()[request_id], packed.terms()[request_id])
         except Exception as error:  # noqa: BLE001 - boundary: returned as this operation's outcome
             part = self._parts.pop(one.request_id, None)
@@ -233,6 +242,7 @@ class Engine:
                 each.body,
                 each.needs_gradient,
                 each.datum_range,
+                each.is_replay,
             )
             for each in passes
         ]

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from cyclora_core.blocks import split_into_blocks
-from cyclora_core.errors import ServerError
+from cyclora_core.errors import ServerError, UserError
 from cyclora_core.losses import Config
 from cyclora_core.operations import Datum, PassBody, PassResult
 from cyclora_core.payload import Array
 from cyclora_core.types import DatumRange
 from cyclora_workers.adapter import AdapterState
 from cyclora_workers.metric_terms import MetricTerms, reduced
+from cyclora_workers.sequence_losses import DatumLossFunction
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,6 +28,8 @@ class PassItem:
     needs_gradient: bool
     datum_range: DatumRange | None = None
     """Must begin and end between blocks of the whole operation; None is all its data."""
+    is_replay: bool = False
+    """It has succeeded before, so the time that it takes must decide nothing."""
 
 
 @dataclass(slots=True, eq=False)
@@ -36,6 +39,10 @@ class Progress:
     item: PassItem
     loss_config: Config
     num_blocks: int
+    datum_loss: DatumLossFunction | None
+    """The loss, if it sees each datum as a whole."""
+    failure: UserError | None = None
+    """Why the loss of one of its data could not be computed; what it accumulated is void."""
     num_finished_blocks: int = 0
     logprobs: list[Array] = field(default_factory=list[Array])
     metrics: dict[str, list[Tensor]] = field(default_factory=dict[str, list[Tensor]])
@@ -61,6 +68,8 @@ class Block:
     progress: Progress
     data: Sequence[Datum]
     num_tokens: int
+    first_datum: int
+    """Place of its first datum in the whole operation."""
 
 
 def block_ranges(item: PassItem, max_block_tokens: int) -> list[DatumRange]:

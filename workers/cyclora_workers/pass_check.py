@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from cyclora_core.errors import UserError
-from cyclora_core.losses import LossRule, check_values, full_config, loss_rule
+from cyclora_core.custom_loss import check_datum
+from cyclora_core.errors import ServerError, UserError
+from cyclora_core.losses import CUSTOM, LossRule, check_values, full_config, loss_rule
 from cyclora_core.operations import Datum, PassBody
 from cyclora_core.payload import Array
 
@@ -20,6 +21,8 @@ def check_pass(body: PassBody, vocab_size: int, max_context_length: int) -> None
             thresholds that cross.
     """
     config = full_config(body.loss_fn, body.loss_fn_config)
+    if (body.custom_loss is None) == (body.loss_fn == CUSTOM):
+        raise ServerError(f"loss_fn {body.loss_fn!r} and an uploaded loss belong together")
     rule = loss_rule(body.loss_fn)
     for index, datum in enumerate(body.data):
         num_tokens = len(datum.tokens)
@@ -28,8 +31,12 @@ def check_pass(body: PassBody, vocab_size: int, max_context_length: int) -> None
                 f"datum {index} has {num_tokens} tokens; 1 to {max_context_length} are accepted"
             )
         _check_vocabulary(f"model_input of datum {index}", datum.tokens, vocab_size)
-        _check_inputs(index, datum, body.loss_fn, rule)
-        check_values(f"datum {index}", datum.loss_fn_inputs, config)
+        if body.custom_loss is not None:
+            check_datum(f"datum {index}", datum.loss_fn_inputs, body.custom_loss)
+            _check_targets(index, datum, body.loss_fn, rule)
+        else:
+            _check_inputs(index, datum, body.loss_fn, rule)
+            check_values(f"datum {index}", datum.loss_fn_inputs, config)
         targets = datum.loss_fn_inputs["target_tokens"]
         _check_vocabulary(f"target_tokens of datum {index}", targets, vocab_size)
 
@@ -44,6 +51,18 @@ def _check_inputs(index: int, datum: Datum, loss_fn: str, rule: LossRule) -> Non
             f"datum {index} has {_listed(unknown)}, which {loss_fn} does not read; "
             f"it reads {_listed(accepted)}"
         )
+    _check_targets(index, datum, loss_fn, rule)
+    shape = datum.loss_fn_inputs["target_tokens"].shape
+    for key, value in datum.loss_fn_inputs.items():
+        if value.shape != shape:
+            raise UserError(
+                f"{key} of datum {index} has shape {value.shape}; target_tokens have {shape}"
+            )
+        if not np.isfinite(value).all():
+            raise UserError(f"{key} of datum {index} holds a value that is not finite")
+
+
+def _check_targets(index: int, datum: Datum, loss_fn: str, rule: LossRule) -> None:
     shape = datum.loss_fn_inputs["target_tokens"].shape
     num_tokens = len(datum.tokens)
     is_top_k = rule.takes_top_k and len(shape) == 2 and shape[1] > 0
@@ -53,13 +72,6 @@ def _check_inputs(index: int, datum: Datum, loss_fn: str, rule: LossRule) -> Non
             f"target_tokens of datum {index} have shape {shape}; {loss_fn} needs ({num_tokens},)"
             f"{top_k}, one row per token of model_input"
         )
-    for key, value in datum.loss_fn_inputs.items():
-        if value.shape != shape:
-            raise UserError(
-                f"{key} of datum {index} has shape {value.shape}; target_tokens have {shape}"
-            )
-        if not np.isfinite(value).all():
-            raise UserError(f"{key} of datum {index} holds a value that is not finite")
 
 
 def _check_vocabulary(what: str, tokens: Array, vocab_size: int) -> None:

@@ -9,13 +9,15 @@ Legend: T packed tokens, N tokens of one block, K targets per token, D hidden.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Container, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cyclora_core.blocks import MAX_BLOCK_TOKENS
+from cyclora_core.errors import UserError
 from cyclora_core.losses import full_config
 from cyclora_core.operations import PassResult
 from cyclora_workers.adapter import AdapterState, GradientMark
@@ -31,12 +33,14 @@ from cyclora_workers.block_inputs import (
     unstacked,
 )
 from cyclora_workers.context import PassContext, Segment
+from cyclora_workers.custom_loss.bounds import TimeLimit
+from cyclora_workers.custom_loss.run import CustomLossRun
 from cyclora_workers.head import HEAD_CHUNK_ROWS, HeadLoss, HeadPiece, fused_head
 from cyclora_workers.losses import LOSSES, TokenLoss
 from cyclora_workers.metric_terms import MetricTerms
 from cyclora_workers.pass_blocks import Block, PassItem, Progress, block_ranges, microbatches
 from cyclora_workers.pass_check import check_pass
-from cyclora_workers.sequence_losses import SEQUENCE_LOSSES
+from cyclora_workers.sequence_losses import SEQUENCE_LOSSES, DatumLossFunction
 
 
 class PackedPasses(Iterator[int]):
@@ -85,12 +89,12 @@ class PackedPasses(Iterator[int]):
                 self._marks[item.adapter] = item.adapter.mark_gradient()
             ranges = block_ranges(item, max_block_tokens)
             config = full_config(item.body.loss_fn, item.body.loss_fn_config)
-            progress = Progress(item, config, len(ranges))
+            progress = Progress(item, config, len(ranges), _datum_loss(item))
             self._progress[item.request_id] = progress
             for part in ranges:
                 data = item.body.data[part.start : part.stop]
                 size = sum(len(datum.tokens) for datum in data)
-                blocks[item.needs_gradient].append(Block(progress, data, size))
+                blocks[item.needs_gradient].append(Block(progress, data, size, part.start))
         self._microbatches = iter(
             [
                 *microbatches(blocks[True], max_tokens_per_microbatch),
@@ -111,10 +115,19 @@ class PackedPasses(Iterator[int]):
                 progress.item.adapter.num_accumulated_passes += 1
         return sum(block.num_tokens for block in blocks)
 
-    def rollback(self) -> None:
-        """Bring the gradients of all adapters back to where they were before."""
+    def rollback(self, adapters: Container[AdapterState] | None = None) -> None:
+        """Bring the gradients of these adapters, or of all, back to where they were before."""
         for adapter, mark in self._marks.items():
-            adapter.restore_gradient(mark)
+            if adapters is None or adapter in adapters:
+                adapter.restore_gradient(mark)
+
+    def failures(self) -> dict[str, UserError]:
+        """Items by request_id whose own loss could not be computed.
+
+        The others are as they should be, except items of the same adapters, whose gradients hold
+        part of a failed one.
+        """
+        return {r: p.failure for r, p in self._progress.items() if p.failure is not None}
 
     def results(self) -> dict[str, PassResult]:
         """The result of each item by request_id, after the last microbatch."""
@@ -164,11 +177,11 @@ class PackedPasses(Iterator[int]):
     def _head_pieces(self, block: Block, segment: Segment, hidden_TD: Tensor) -> list[HeadPiece]:
         """Cut a block for the head, counting from the block's own first row."""
         progress, device = block.progress, self._base_model.device
-        token_loss = LOSSES.get(progress.item.body.loss_fn)
-        if token_loss is None:
-            coefficient_NK = self._coefficients(block, segment, hidden_TD)
+        if progress.datum_loss is not None:
+            coefficient_NK = self._coefficients(block, segment, hidden_TD, progress.datum_loss)
             targets_NK = stack_targets(block.data, device)
             return self._cut(segment, targets_NK, lambda rows: _known(coefficient_NK[rows]))
+        token_loss = LOSSES[progress.item.body.loss_fn]
         inputs = stack_inputs(block.data, progress.loss_config, device)
 
         def loss_of(rows: slice) -> HeadLoss:
@@ -188,14 +201,15 @@ class PackedPasses(Iterator[int]):
             pieces.append(HeadPiece(mine, targets_NK[rows], loss_of(rows)))
         return pieces
 
-    def _coefficients(self, block: Block, segment: Segment, hidden_TD: Tensor) -> Tensor:
+    def _coefficients(
+        self, block: Block, segment: Segment, hidden_TD: Tensor, loss: DatumLossFunction
+    ) -> Tensor:
         """The head's first pass, forward only, for a loss that sees each datum as a whole.
 
         Shapes:
             Returns [N, K].
         """
         progress, device = block.progress, self._base_model.device
-        loss = SEQUENCE_LOSSES[progress.item.body.loss_fn]
         targets_NK = stack_targets(block.data, device)
         forward = fused_head(
             self._base_model.unembedding,
@@ -206,13 +220,30 @@ class PackedPasses(Iterator[int]):
         )
         logprobs_NK = torch.cat([piece.logprobs_NK for piece in forward.pieces])
         coefficients: list[Tensor] = []
-        for datum, logprobs in zip(block.data, unstacked(block.data, logprobs_NK), strict=True):
-            found = loss(logprobs, datum_inputs(datum, device), progress.loss_config)
+        places = itertools.count(block.first_datum)
+        rows = zip(places, block.data, unstacked(block.data, logprobs_NK), strict=False)
+        for place, datum, logprobs in rows:
+            if progress.failure is not None:
+                coefficients.append(torch.zeros_like(logprobs))
+                continue
+            try:
+                found = loss(logprobs, datum_inputs(datum, device), progress.loss_config)
+            except UserError as error:
+                # Kept, not raised: the others of this microbatch have done nothing wrong.
+                progress.failure = UserError(f"data[{place}]: {error}")
+                coefficients.append(torch.zeros_like(logprobs))
+                continue
             progress.note("loss:sum", [found.loss])
             for metric, value in found.metrics.items():
                 progress.note(metric, [value])
             coefficients.append(found.coefficient)
         return stack_coefficients(coefficients)
+
+
+def _datum_loss(item: PassItem) -> DatumLossFunction | None:
+    if item.body.custom_loss is None:
+        return SEQUENCE_LOSSES.get(item.body.loss_fn)
+    return CustomLossRun(item.body.custom_loss, None if item.is_replay else TimeLimit())
 
 
 def _known(coefficient_NK: Tensor) -> HeadLoss:

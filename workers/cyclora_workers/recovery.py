@@ -134,7 +134,7 @@ class ModelKeeper:
         body = decode_body(operation.kind, data)
         engine, model_id = self._engine, record.model_id
         if isinstance(body, PassBody):
-            one = Pass(operation.request_id, model_id, body, True)
+            one = Pass(operation.request_id, model_id, body, True, is_replay=True)
             *_, outcomes = engine.run_passes([one])
             failure = outcomes[one.request_id]
             if isinstance(failure, Exception):

@@ -7,6 +7,7 @@ from cyclora_core.store.audit import Audit
 from cyclora_core.store.checkpoints import Checkpoints
 from cyclora_core.store.connection import DEFAULT_TIMEOUT_S, Connection
 from cyclora_core.store.copies import Copies
+from cyclora_core.store.custom_losses import CustomLosses
 from cyclora_core.store.cycles import Cycles
 from cyclora_core.store.futures import Futures
 from cyclora_core.store.gaps import Gaps
@@ -36,6 +37,7 @@ class Store:
         self.secrets = Secrets(connection)
         self.sessions = Sessions(connection)
         self.sampling = SamplingSessions(connection)
+        self.custom_losses = CustomLosses(connection)
         self.models = Models(connection)
         self.operations = Operations(connection)
         self.futures = Futures(connection)

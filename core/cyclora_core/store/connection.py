@@ -23,7 +23,7 @@ _MAX_CONNECT_S = 5.0
 _HEALTH_CHECK_S = 15
 """A connection that was idle this long is asked whether it lives before a command relies on it."""
 
-_NEW_WORK = frozenset({"submit", "submit_sample"})
+_NEW_WORK = frozenset({"submit", "submit_sample", "create_custom_loss"})
 _READS = frozenset({"gather"})
 _CHANGE_CHECKPOINTS = frozenset({"put_checkpoint", "drop_checkpoint", "record_copy"})
 

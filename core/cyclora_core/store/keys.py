@@ -64,6 +64,12 @@ class Keys:
     def pending_samples(self, session_id: str) -> str:
         return f"{self.prefix}:session:{session_id}:pending"
 
+    def custom_losses_of_session(self, session_id: str) -> str:
+        return f"{self.prefix}:session:{session_id}:losses"
+
+    def custom_losses_of(self, tenant_id: str) -> str:
+        return f"{self.prefix}:losses:{tenant_id}"
+
     def sampling_session(self, sampling_session_id: str) -> str:
         return f"{self.prefix}:sampler:{sampling_session_id}"
 

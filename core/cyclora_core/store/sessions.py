@@ -91,7 +91,12 @@ class Sessions:
         keys = self._keys
         reply = await self._connection.run(
             "end_session",
-            [keys.session(session_id), keys.live_sessions(), keys.ending_sessions()],
+            [
+                keys.session(session_id),
+                keys.live_sessions(),
+                keys.ending_sessions(),
+                *await self._losses_keys(session_id),
+            ],
             [session_id, reason, detail or "", self._clock.now_ms()],
         )
         return reply == b"ended"
@@ -123,6 +128,7 @@ class Sessions:
                 keys.ending_sessions(),
                 keys.models_of_session(session_id),
                 keys.pending_samples(session_id),
+                *await self._losses_keys(session_id),
                 *(key for each in models for key in (keys.model(each), keys.held(each))),
                 *(keys.future(each) for each in samples),
             ],
@@ -137,6 +143,13 @@ class Sessions:
             ],
         )
         return reply == b"ended"
+
+    async def _losses_keys(self, session_id: str) -> list[str]:
+        """Where the custom losses of a session are, which end with it."""
+        session = await self.get(session_id)
+        tenant_id = "" if session is None else session.tenant_id
+        keys = self._keys
+        return [keys.custom_losses_of_session(session_id), keys.custom_losses_of(tenant_id)]
 
     async def _members(self, key: str) -> list[bytes]:
         return await self._redis.zrange(key, 0, -1)

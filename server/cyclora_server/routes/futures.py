@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header
@@ -72,11 +73,11 @@ def _failure(message: str, category: str) -> Encoded:
 async def _missing(services: Services, identity: Identity, request_id: str) -> Exception:
     """Why there is no such future: gone for its owner, never existed for anybody else."""
     owner_id = request_id.rpartition(":")[0]
-    lookup = (
-        access.owned_sampling_session
-        if ids.is_sampling_session_id(owner_id)
-        else access.owned_model
-    )
+    lookup: Callable[[Services, str, str], Awaitable[object]] = access.owned_model
+    if ids.is_sampling_session_id(owner_id):
+        lookup = access.owned_sampling_session
+    elif ids.is_loss_id(request_id):
+        lookup, owner_id = access.owned_session, ids.session_of(owner_id)
     try:
         await lookup(services, identity.tenant_id, owner_id)
     except NotFound:

@@ -47,7 +47,7 @@ def feature_flags(settings: Settings) -> dict[str, bool]:
         "create_model_via_load_weights": True,
         "sample_use_retrieve_futures": True,
         "sample_join_sampling_session": True,
-        "custom_loss_server_side": False,
+        "custom_loss_server_side": True,
     }
 
 

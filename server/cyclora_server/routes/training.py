@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 
 from cyclora_core import ids
-from cyclora_core.operations import CreateModelBody, OperationKind
+from cyclora_core.operations import CreateModelBody, OperationKind, PassBody
 from cyclora_core.records import NewModel
 from cyclora_core.types import BaseModelInfo, ModelRecord
 from cyclora_server import access, validate, validate_optimizer
@@ -22,7 +22,7 @@ from cyclora_server.submission import (
     submit_for_model,
     submit_unload,
 )
-from cyclora_server.validate_pass import check_pass
+from cyclora_server.validate_pass import check_pass, with_loss
 from cyclora_server.wire import bodies, decode
 from cyclora_server.wire.decode import PassRequest
 from cyclora_server.wire.encode import PROTOBUF
@@ -110,14 +110,16 @@ async def _submit_pass(
 ) -> Json:
     budget = Budget(services.settings.max_decoded_bytes)
 
-    def make(base: BaseModelInfo) -> Draft:
-        body = sent.decode(budget)
+    def make(body: PassBody, base: BaseModelInfo) -> Draft:
         check_pass(body, base)
         datum_tokens = [datum.tokens.size for datum in body.data]
         return Draft.of(body, sum(datum_tokens), datum_tokens)
 
-    async def draft(_model: ModelRecord, base: BaseModelInfo) -> Draft:
-        return await offload(len(raw), make, base)
+    async def draft(model: ModelRecord, base: BaseModelInfo) -> Draft:
+        body = await offload(len(raw), sent.decode, budget)
+        if body.loss_id is not None:
+            body = with_loss(body, await access.custom_loss_of(services, model, body.loss_id))
+        return await offload(len(raw), make, body, base)
 
     return await submit_for_model(
         services,

@@ -323,6 +323,40 @@ class WeightsInfo(Body):
     tinker_path: str
 
 
+class CustomLossInput(Body):
+    """One input of a custom loss."""
+
+    name: str
+    rank: int
+
+
+class CustomLossNode(Body):
+    """One node of a traced function; its arguments are judged with the whole graph."""
+
+    op: str
+    name: str
+    target: str
+    args: list[Any] = Field(default_factory=list[Any])
+    kwargs: dict[str, Any] = Field(default_factory=dict[str, Any])
+
+
+class CustomLossGraph(Body):
+    """A traced function."""
+
+    format: Literal[1] = 1
+    nodes: list[CustomLossNode]
+
+
+class CreateCustomLoss(Body):
+    """``create_custom_loss``."""
+
+    session_id: str
+    custom_loss_seq_id: int = Field(ge=0, le=MAX_SEQ_ID)
+    name: str = ""
+    inputs: list[CustomLossInput]
+    graph: CustomLossGraph
+
+
 class RetrieveFuture(Body):
     """``retrieve_future`` and ``cancel_future``."""
 

@@ -15,7 +15,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from cyclora_core.errors import UserError
-from cyclora_core.losses import loss_rule
+from cyclora_core.losses import CUSTOM, loss_rule
 from cyclora_core.operations import Datum, OperationKind, PassBody
 from cyclora_core.payload import Array
 from cyclora_server.problems import InvalidBody
@@ -24,6 +24,7 @@ from cyclora_server.wire.reading import parse, read_json
 from cyclora_server.wire.tensors import Budget
 
 _MAX_TOKEN = 2**31 - 1
+_LOSS_ID = "loss_id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ def _decode_proto(message: Any, budget: Budget) -> PassBody:
             for name, tensor in datum.loss_fn_inputs.items()
         }
         data.append(Datum(_tokens_from_proto(f"data[{i}]", datum.model_input), inputs))
-    return PassBody(message.loss_fn, _numbers(config), data)
+    return _pass_body(message.loss_fn, config, data)
 
 
 def _decode_json(value: Any, budget: Budget) -> PassBody:
@@ -99,7 +100,21 @@ def _decode_json(value: Any, budget: Budget) -> PassBody:
             for name, tensor in datum.loss_fn_inputs.items()
         }
         data.append(Datum(_tokens_from_json(f"data[{i}]", datum.model_input.chunks), inputs))
-    return PassBody(body.loss_fn, _numbers(body.loss_fn_config), data)
+    return _pass_body(body.loss_fn, body.loss_fn_config, data)
+
+
+def _pass_body(loss_fn: str, config: Mapping[str, Any], data: list[Datum]) -> PassBody:
+    """With the id of an uploaded loss taken out of the config, which holds numbers otherwise."""
+    if loss_fn != CUSTOM:
+        return PassBody(loss_fn, _numbers(config), data)
+    loss_id = config.get(_LOSS_ID)
+    if not isinstance(loss_id, str):
+        raise UserError(
+            f"loss_fn {CUSTOM!r} needs loss_fn_config[{_LOSS_ID!r}], a text; expected what "
+            "create_custom_loss gave"
+        )
+    numbers = {name: value for name, value in config.items() if name != _LOSS_ID}
+    return PassBody(loss_fn, _numbers(numbers), data, loss_id)
 
 
 def _numbers(config: Mapping[str, Any]) -> dict[str, float]:

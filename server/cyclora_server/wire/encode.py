@@ -13,6 +13,7 @@ import numpy as np
 from cyclora_core import payload
 from cyclora_core.operations import (
     RESULT_TYPES,
+    CustomLossResult,
     ModelResult,
     OperationKind,
     OptimStepResult,
@@ -63,8 +64,11 @@ def _as_json(value: dict[str, Any]) -> Encoded:
 
 
 def _small_result(
-    kind: OperationKind, result: ModelResult | OptimStepResult | SaveWeightsResult
+    kind: OperationKind,
+    result: ModelResult | OptimStepResult | SaveWeightsResult | CustomLossResult,
 ) -> dict[str, Any]:
+    if isinstance(result, CustomLossResult):
+        return {"type": str(kind), "loss_id": result.loss_id}
     if isinstance(result, OptimStepResult):
         return {"metrics": dict(result.metrics) or None}
     fields: dict[str, Any] = {"type": str(kind), "path": result.path}

@@ -29,7 +29,7 @@ async def test_the_sdk_understands_the_feature_flags(client: httpx.AsyncClient) 
     assert config.parallel_fwdbwd_chunks
     assert config.sample_use_retrieve_futures
     assert config.sample_join_sampling_session
-    assert not config.custom_loss_server_side
+    assert config.custom_loss_server_side
     assert not config.pjwt_auth_enabled
 
 

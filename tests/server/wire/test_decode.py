@@ -131,16 +131,23 @@ def test_text_in_the_config_is_refused() -> None:
         decoded(sdk_bytes([], "dro", {"beta": "x"}))
 
 
+def test_a_custom_loss_comes_with_the_id_it_was_given() -> None:
+    body = decoded(sdk_bytes([], "custom", {"loss_id": "x"}))
+
+    assert (body.loss_id, body.loss_fn_config) == ("x", {})
+
+
+@pytest.mark.parametrize("config", [None, {"loss_id": 3.0}])
+def test_a_custom_loss_without_an_id_is_refused(config: dict[str, float | str] | None) -> None:
+    with pytest.raises(UserError, match=r"needs loss_fn_config\['loss_id'\], a text"):
+        decoded(sdk_bytes([], "custom", config))
+
+
 @pytest.mark.parametrize("value", [10**400, -(10**400)])
 def test_a_number_beyond_every_float_is_refused(value: int) -> None:
     """JSON has integers of any length."""
     with pytest.raises(UserError, match="loss_fn_config\\['beta'\\] is too large"):
         decoded_json({"loss_fn": "dro", "data": [], "loss_fn_config": {"beta": value}})
-
-
-def test_a_custom_loss_is_refused_by_name_before_its_config() -> None:
-    with pytest.raises(UserError, match="'custom' is not supported"):
-        decoded(sdk_bytes([], "custom", {"loss_id": "x"}))
 
 
 def test_chunks_are_laid_end_to_end() -> None:

@@ -1,0 +1,1 @@
+"""Uploaded losses: what they may do and how one is run."""
