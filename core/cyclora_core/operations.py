@@ -17,6 +17,8 @@ import numpy as np
 from cyclora_core.custom_loss import CustomLoss
 from cyclora_core.optimizers import OptimizerType
 from cyclora_core.payload import Array, Payload
+from cyclora_core.ragged import get_ragged, put_ragged
+from cyclora_core.samples import SampleBody, SampleResult
 
 
 class OperationKind(StrEnum):
@@ -101,13 +103,13 @@ class PassBody:
 
     def to_payload(self) -> Payload:
         arrays: dict[str, Array] = {}
-        _put_ragged(arrays, "tokens", [datum.tokens for datum in self.data])
+        put_ragged(arrays, "tokens", [datum.tokens for datum in self.data])
         keys = sorted({key for datum in self.data for key in datum.loss_fn_inputs})
         for key in keys:
             # A datum that lacks the key is told apart from one with an empty array.
             owners = [i for i, datum in enumerate(self.data) if key in datum.loss_fn_inputs]
             arrays[f"in.{key}.owners"] = np.asarray(owners, np.int32)
-            _put_ragged(arrays, f"in.{key}", [self.data[i].loss_fn_inputs[key] for i in owners])
+            put_ragged(arrays, f"in.{key}", [self.data[i].loss_fn_inputs[key] for i in owners])
         meta: dict[str, Any] = {
             "loss_fn": self.loss_fn,
             "loss_fn_config": dict(self.loss_fn_config),
@@ -119,10 +121,10 @@ class PassBody:
 
     @classmethod
     def from_payload(cls, payload: Payload) -> Self:
-        tokens = _get_ragged(payload.arrays, "tokens")
+        tokens = get_ragged(payload.arrays, "tokens")
         inputs: list[dict[str, Array]] = [{} for _ in tokens]
         for key in payload.meta["keys"]:
-            values = _get_ragged(payload.arrays, f"in.{key}")
+            values = get_ragged(payload.arrays, f"in.{key}")
             for owner, value in zip(payload.arrays[f"in.{key}.owners"], values, strict=True):
                 inputs[int(owner)][key] = value
         data = [Datum(t, i) for t, i in zip(tokens, inputs, strict=True)]
@@ -149,12 +151,12 @@ class PassResult:
 
     def to_payload(self) -> Payload:
         arrays: dict[str, Array] = {}
-        _put_ragged(arrays, "logprobs", self.logprobs)
+        put_ragged(arrays, "logprobs", self.logprobs)
         return Payload({"metrics": dict(self.metrics)}, arrays)
 
     @classmethod
     def from_payload(cls, payload: Payload) -> Self:
-        return cls(_get_ragged(payload.arrays, "logprobs"), payload.meta["metrics"])
+        return cls(get_ragged(payload.arrays, "logprobs"), payload.meta["metrics"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,118 +265,6 @@ class ModelResult(_Record):
     path: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class SamplingParams(_Record):
-    """How to draw tokens.
-
-    ``max_tokens`` None means up to the context limit. ``stop_on_eos`` is the default when the
-    client sends no ``stop``; an explicit empty list switches every stop off, EOS included.
-    ``top_k`` 0 and ``top_p`` 1.0 mean no truncation; ``temperature`` 0 is greedy.
-    """
-
-    max_tokens: int | None = None
-    seed: int = 0
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    stop_on_eos: bool = True
-    stop_token_ids: Sequence[int] = ()
-    stop_strings: Sequence[str] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class SampleBody:
-    """Body of ``sample``: ``weights_path`` None samples the base model itself.
-
-    Shapes:
-        prompt_tokens: [N] int32.
-    """
-
-    prompt_tokens: Array
-    num_samples: int
-    params: SamplingParams
-    weights_path: str | None = None
-    prompt_logprobs: bool = False
-    topk_prompt_logprobs: int = 0
-
-    def to_payload(self) -> Payload:
-        meta = {
-            "num_samples": self.num_samples,
-            "params": dataclasses.asdict(self.params),
-            "weights_path": self.weights_path,
-            "prompt_logprobs": self.prompt_logprobs,
-            "topk_prompt_logprobs": self.topk_prompt_logprobs,
-        }
-        return Payload(meta, {"prompt_tokens": self.prompt_tokens})
-
-    @classmethod
-    def from_payload(cls, payload: Payload) -> Self:
-        meta = dict(payload.meta)
-        params = SamplingParams(**meta.pop("params"))
-        return cls(prompt_tokens=payload.arrays["prompt_tokens"], params=params, **meta)
-
-
-class StopReason(StrEnum):
-    """Why sampling ended; the values are the wire strings."""
-
-    STOP = "stop"
-    LENGTH = "length"
-
-
-@dataclass(frozen=True, slots=True)
-class SampledSequence:
-    """Sampled tokens with the logprobs of the distribution they were drawn from.
-
-    Shapes:
-        tokens: [n] int32; the stop token is included. logprobs: [n] float32.
-    """
-
-    tokens: Array
-    logprobs: Array
-    stop_reason: StopReason
-
-
-@dataclass(frozen=True, slots=True)
-class SampleResult:
-    """One sequence per sample, and what was asked about the prompt.
-
-    Shapes:
-        prompt_logprobs: [N] float32, entry 0 is NaN.
-        topk_prompt_tokens, topk_prompt_logprobs: [N, k] int32 and float32, row 0 is padding
-        (token 0, logprob -99999.0).
-    """
-
-    sequences: Sequence[SampledSequence]
-    prompt_logprobs: Array | None = None
-    topk_prompt_tokens: Array | None = None
-    topk_prompt_logprobs: Array | None = None
-
-    def to_payload(self) -> Payload:
-        arrays: dict[str, Array] = {}
-        _put_ragged(arrays, "tokens", [sequence.tokens for sequence in self.sequences])
-        _put_ragged(arrays, "logprobs", [sequence.logprobs for sequence in self.sequences])
-        for name in ("prompt_logprobs", "topk_prompt_tokens", "topk_prompt_logprobs"):
-            value = getattr(self, name)
-            if value is not None:
-                arrays[name] = value
-        return Payload({"stop_reasons": [s.stop_reason for s in self.sequences]}, arrays)
-
-    @classmethod
-    def from_payload(cls, payload: Payload) -> Self:
-        rows = zip(
-            _get_ragged(payload.arrays, "tokens"),
-            _get_ragged(payload.arrays, "logprobs"),
-            payload.meta["stop_reasons"],
-            strict=True,
-        )
-        return cls(
-            [SampledSequence(t, lp, StopReason(reason)) for t, lp, reason in rows],
-            payload.arrays.get("prompt_logprobs"),
-            payload.arrays.get("topk_prompt_tokens"),
-            payload.arrays.get("topk_prompt_logprobs"),
-        )
-
-
 Body = (
     CreateModelBody
     | LoadWeightsBody
@@ -411,27 +301,3 @@ RESULT_TYPES: Mapping[OperationKind, Any] = {
     OperationKind.SAMPLE: SampleResult,
     OperationKind.CREATE_CUSTOM_LOSS: CustomLossResult,
 }
-
-
-def _put_ragged(arrays: dict[str, Array], name: str, values: Sequence[Array]) -> None:
-    """Lay arrays of different lengths end to end: thousands of tiny entries decode slowly.
-
-    Shapes:
-        {name}.flat: all elements; {name}.shapes: [num_values, 2] int64, second column -1 for 1-D.
-    """
-    shapes = [(v.shape[0], v.shape[1] if v.ndim == 2 else -1) for v in values]
-    arrays[f"{name}.shapes"] = np.asarray(shapes, np.int64).reshape(len(values), 2)
-    flat = [value.reshape(-1) for value in values]
-    arrays[f"{name}.flat"] = np.concatenate(flat) if flat else np.zeros(0, np.float32)
-
-
-def _get_ragged(arrays: Mapping[str, Array], name: str) -> list[Array]:
-    flat = arrays[f"{name}.flat"]
-    values: list[Array] = []
-    start = 0
-    for rows, columns in arrays[f"{name}.shapes"].tolist():
-        size = rows if columns < 0 else rows * columns
-        part = flat[start : start + size]
-        values.append(part if columns < 0 else part.reshape(rows, columns))
-        start += size
-    return values

@@ -26,6 +26,7 @@ from cyclora_core.records import (
     Tenant,
     WorkerStatus,
 )
+from cyclora_core.store.cancellations import CancelOutcome
 from cyclora_core.store.checkpoints import CheckpointFiles
 from cyclora_core.store.custom_losses import CreateLossOutcome
 from cyclora_core.store.memory import MemoryReading
@@ -131,6 +132,14 @@ class FuturesPort(Protocol):
     async def fetched(self, request_id: str, /) -> None: ...
 
     async def acknowledge(self, request_ids: Sequence[str], /) -> None: ...
+
+
+class CancellationsPort(Protocol):
+    """The way to end samples that nobody waits for."""
+
+    async def cancel(
+        self, tenant_id: str, base_model: str, sampling_session_id: str, seq_id: int, /
+    ) -> CancelOutcome: ...
 
 
 class CheckpointsPort(Protocol):
@@ -240,6 +249,8 @@ class StorePort(Protocol):
     def operations(self) -> OperationsPort: ...
     @property
     def futures(self) -> FuturesPort: ...
+    @property
+    def cancellations(self) -> CancellationsPort: ...
     @property
     def checkpoints(self) -> CheckpointsPort: ...
     @property

@@ -19,14 +19,20 @@ from cyclora_core.operations import (
     OptimStepBody,
     PassBody,
     PassResult,
+    SaveWeightsBody,
+)
+from cyclora_core.payload import Payload
+from cyclora_core.samples import (
+    Cells,
+    PromptTargets,
     SampleBody,
     SampledSequence,
     SampleResult,
     SamplingParams,
-    SaveWeightsBody,
     StopReason,
+    TargetLogprobs,
+    TopkTable,
 )
-from cyclora_core.payload import Payload
 
 
 def floats(*values: float) -> payload.Array:
@@ -110,6 +116,43 @@ def test_a_sample_and_its_result_survive_the_way() -> None:
     assert got.sequences[0].stop_reason is StopReason.STOP
     np.testing.assert_array_equal(got.prompt_logprobs, floats(float("nan"), -1))
     assert got.topk_prompt_tokens is None
+
+
+def test_what_a_sample_reports_beside_its_tokens_survives_the_way() -> None:
+    sparse = Cells(3, 7, np.asarray([0, 1, 1, 2]), np.asarray([4, 6]))
+    targets = PromptTargets(sparse, np.asarray([5, -1]))
+    body = SampleBody(
+        np.arange(4, dtype=np.int32),
+        1,
+        SamplingParams(),
+        topk_sample_logprobs=2,
+        prompt_alt_tokens_k=3,
+        prompt_logprobs_last_n=1,
+        targets=targets,
+    )
+    topk = TopkTable(np.asarray([[1, 2]], np.int32), np.asarray([[-1, -2]], np.float32))
+    result = SampleResult(
+        [SampledSequence(np.asarray([1], np.int32), floats(-1), StopReason.STOP, topk)],
+        alt_tokens=np.ones((3, 2), np.int32),
+        alt_logprobs=np.zeros((3, 2), np.float32),
+        targets=TargetLogprobs(Cells(3, 2), np.arange(6, dtype=np.float32)),
+    )
+
+    got_body = SampleBody.from_payload(through_bytes(body.to_payload()))
+    got = SampleResult.from_payload(through_bytes(result.to_payload()))
+
+    assert (got_body.topk_sample_logprobs, got_body.prompt_alt_tokens_k) == (2, 3)
+    assert got_body.prompt_logprobs_last_n == 1
+    assert got_body.targets is not None
+    assert got_body.targets.cells.rows().tolist() == [0, 2]
+    assert got_body.targets.tokens.tolist() == [5, -1]
+    assert got.sequences[0].topk is not None
+    assert got.sequences[0].topk.tokens.tolist() == [[1, 2]]
+    assert got.alt_tokens is not None
+    assert got.alt_tokens.shape == (3, 2)
+    assert got.targets is not None
+    assert got.targets.cells == Cells(3, 2)
+    assert got.targets.logprobs.tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_bomb_with_a_declared_size_is_refused_before_it_inflates() -> None:

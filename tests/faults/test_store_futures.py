@@ -17,7 +17,8 @@ from core.test_store_cycles import dispatch_samples
 from core.test_store_operations import gathered
 from cyclora_core import ids, payload
 from cyclora_core.clock import SystemClock
-from cyclora_core.operations import OperationKind, OptimStepResult, Result, SampleResult
+from cyclora_core.operations import OperationKind, OptimStepResult, Result
+from cyclora_core.samples import SampleResult
 from cyclora_core.storage import Storage
 from cyclora_core.store import Store
 from cyclora_core.store.operations import Outcome

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from cyclora_core.operations import Datum, LoraConfig, PassBody, SampledSequence
+from cyclora_core.operations import Datum, LoraConfig, PassBody
 from cyclora_core.payload import Array
+from cyclora_core.samples import SampledSequence
 from cyclora_workers.adapter import AdapterState
 from cyclora_workers.base_model import BaseModel
 from cyclora_workers.pass_blocks import PassItem

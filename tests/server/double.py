@@ -35,6 +35,7 @@ from cyclora_core.records import (
     Tenant,
     WorkerStatus,
 )
+from cyclora_core.store.cancellations import CancelOutcome
 from cyclora_core.store.checkpoints import CheckpointFiles
 from cyclora_core.store.custom_losses import CreateLossOutcome
 from cyclora_core.store.memory import MemoryReading
@@ -430,6 +431,25 @@ class Operations:
         return SubmitOutcome.ACCEPTED
 
 
+class Cancellations:
+    def __init__(self, futures: Futures) -> None:
+        self.cancelled: list[str] = []
+        self._futures = futures
+
+    async def cancel(
+        self, tenant_id: str, base_model: str, sampling_session_id: str, seq_id: int
+    ) -> CancelOutcome:
+        future = await self._futures.get(ids.request_id(sampling_session_id, seq_id))
+        if future is None:
+            return CancelOutcome.UNKNOWN
+        assert (future.tenant_id, base_model) == (tenant_id, BASE.name)
+        if future.state is not FutureState.PENDING:
+            return CancelOutcome.FINAL
+        self.cancelled.append(future.request_id)
+        self._futures.settle(future.request_id, error=user_error("cancelled"))
+        return CancelOutcome.CANCELLED
+
+
 class Checkpoints:
     def __init__(self) -> None:
         self.records: dict[str, Checkpoint] = {}
@@ -571,6 +591,7 @@ class StoreDouble:
         self.futures = Futures()
         self.custom_losses = CustomLosses(self.sessions, self.futures)
         self.operations = Operations(self.futures, self.models)
+        self.cancellations = Cancellations(self.futures)
         self.checkpoints = Checkpoints()
         self.copies = Copies(self.models, self.checkpoints)
         self.runs = Runs(self.models, self.sessions, self.checkpoints)

@@ -17,11 +17,11 @@ from cyclora_core.operations import (
     OptimStepBody,
     PassBody,
     PassResult,
-    SampleBody,
     SaveWeightsBody,
 )
 from cyclora_core.optimizers import OptimizerType
 from cyclora_core.records import Future, FutureState, NewModel, Submission
+from cyclora_core.samples import SampleBody
 from cyclora_core.storage import Storage
 from cyclora_core.store import Store
 from cyclora_core.types import BaseModelInfo

@@ -11,14 +11,8 @@ import pytest
 from cyclora_core import ids, payload
 from cyclora_core.clock import ManualClock
 from cyclora_core.ids import CheckpointKind, CheckpointPath
-from cyclora_core.operations import (
-    LoadWeightsBody,
-    OperationKind,
-    SampleBody,
-    SampleResult,
-    SamplingParams,
-    SaveWeightsBody,
-)
+from cyclora_core.operations import LoadWeightsBody, OperationKind, SaveWeightsBody
+from cyclora_core.samples import SampleBody, SampleResult, SamplingParams
 from cyclora_core.store import Store
 from cyclora_core.store.checkpoints import Checkpoints
 from cyclora_workers import durable

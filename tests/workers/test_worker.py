@@ -17,12 +17,10 @@ from cyclora_core.operations import (
     OptimStepBody,
     PassBody,
     PassResult,
-    SampleBody,
-    SampleResult,
-    SamplingParams,
     SaveWeightsBody,
 )
 from cyclora_core.records import FutureState
+from cyclora_core.samples import SampleBody, SampleResult, SamplingParams
 from cyclora_core.store import Store
 from cyclora_workers.base_model import BaseModel
 from workers.builders import cross_entropy, load, policy_body, qwen3

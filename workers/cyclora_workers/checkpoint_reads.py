@@ -23,13 +23,14 @@ async def read_checkpoint(
     Raises:
         UserError: it was deleted or has expired, or ``read`` refuses the files that the record
             names.
+        OSError: they cannot be read.
     """
     checkpoint = await _existing(store, path)
     while True:
         folder = storage.checkpoint_dir(CheckpointPath.parse(path), checkpoint.revision)
         try:
             return await read(checkpoint, folder)
-        except UserError:
+        except (UserError, OSError):
             tried, checkpoint = checkpoint, await _existing(store, path)
             if checkpoint.revision == tried.revision:
                 raise

@@ -21,10 +21,10 @@ from cyclora_core.operations import (
     OptimStepBody,
     PassBody,
     PassResult,
-    SampleBody,
 )
 from cyclora_core.optimizers import OptimizerType
 from cyclora_core.payload import Array
+from cyclora_core.samples import SampleBody
 from cyclora_core.types import DatumRange
 from cyclora_workers import checkpoint, snapshot
 from cyclora_workers.adapter import AdapterState, AdapterWeights, GradientMark
@@ -307,7 +307,15 @@ class Engine:
             self._remember(folder, adapter)
         self.sampler.admit(request_id, body, adapter)
 
+    def cancel(self, request_ids: Sequence[str]) -> None:
+        """Let go of samples and their memory; those that ended are ended already."""
+        for request_id in request_ids:
+            self.sampler.cancel(request_id)
+
     def _remember(self, folder: Path, weights: AdapterWeights) -> None:
+        replaced = [f for f in self._sampler_weights if f.parent == folder.parent and f != folder]
+        for revision in replaced:  # running samples hold what they began with themselves
+            del self._sampler_weights[revision]
         self._sampler_weights[folder] = weights
         self._sampler_weights.move_to_end(folder)
         while len(self._sampler_weights) > self._max_cached_samplers:

@@ -110,6 +110,7 @@ class Worker:
     async def run_until_idle(self) -> None:
         """Execute what is dispatched and decode until nothing is left (for tests)."""
         while True:
+            await self._heed_cancelled()
             cycle = await self._store.workers.claim(self._worker_id, self._last_cycle_id, 0)
             if cycle is not None:
                 self._last_cycle_id = cycle.cycle_id
@@ -156,9 +157,18 @@ class Worker:
             cycle = await self._store.workers.claim(
                 self._worker_id, self._last_cycle_id, _CLAIM_WAIT_S
             )
+            await self._heed_cancelled()
             if cycle is not None:
                 self._last_cycle_id = cycle.cycle_id
                 await self._cycles.put(cycle)
+
+    async def _heed_cancelled(self) -> None:
+        """Let go of samples that were cancelled; the wake-up of a claim announces them too."""
+        cancelled = await self._store.cancellations.of_worker(self._worker_id)
+        if cancelled:
+            await self._samples.cancel(cancelled)
+            await self._store.cancellations.heeded(self._worker_id, cancelled)
+            await self._store.workers.report(self._worker_id, self._stats())
 
     async def _stay_alive(self) -> None:
         while True:

@@ -10,8 +10,9 @@ from pathlib import Path
 import structlog
 
 from cyclora_core.errors import FencedOut, ServerError
-from cyclora_core.operations import OperationKind, SampleBody, SampleResult
+from cyclora_core.operations import OperationKind
 from cyclora_core.records import Checkpoint
+from cyclora_core.samples import SampleBody, SampleResult
 from cyclora_core.storage import Storage
 from cyclora_core.store import Store
 from cyclora_core.store.operations import Outcome
@@ -63,24 +64,35 @@ class SampleDesk:
     async def admit(self, cycle: Cycle) -> None:
         """Hand a cycle's samples to the sampler; one that cannot run fails alone."""
         for sample in cycle.samples:
-            if sample.request_id in self._running:
+            request_id = sample.request_id
+            if request_id in self._running:
                 continue
             ran = Execution(cycle.cycle_id, cycle.dispatched_at_ms, self._clock.now_ms())
-            running = _Running(sample, ran)
+            # Known from here on: a cancellation that comes while it is admitted must find it.
+            running = self._running[request_id] = _Running(sample, ran)
             try:
-                (data,) = await self._store.operations.bodies([sample.request_id])
+                (data,) = await self._store.operations.bodies([request_id])
                 body = decode_body(OperationKind.SAMPLE, data)
                 if not isinstance(body, SampleBody):
-                    raise TypeError(f"{sample.request_id} is not a sample")
-                running.num_prompt_tokens = len(body.prompt_tokens)
-                self._running[sample.request_id] = running
-                await self._admit(sample.request_id, body)
+                    raise TypeError(f"{request_id} is not a sample")
+                if request_id in self._running:
+                    running.num_prompt_tokens = len(body.prompt_tokens)
+                    await self._admit(request_id, body)
             except ServerError:
-                # Settled meanwhile by another worker: the body is gone because it is done.
-                _log.info("sample was settled before", request_id=sample.request_id)
+                # Settled meanwhile, by another worker or its client: the body is gone with that.
+                self._running.pop(request_id, None)
+                _log.info("sample was settled before", request_id=request_id)
             except Exception as error:  # noqa: BLE001 - boundary: this sample alone fails
-                self._running.pop(sample.request_id, None)
-                await self._settle(running, as_outcome(error, 0, sample.request_id))
+                if self._running.pop(request_id, None) is not None:
+                    await self._settle(running, as_outcome(error, 0, request_id))
+            if request_id not in self._running:
+                await self._in_thread(self._engine.cancel, [request_id])
+
+    async def cancel(self, request_ids: Sequence[str]) -> None:
+        """Let go of samples that were ended in the store; nothing is settled."""
+        for request_id in request_ids:
+            self._running.pop(request_id, None)
+        await self._in_thread(self._engine.cancel, request_ids)
 
     async def _admit(self, request_id: str, body: SampleBody) -> None:
         admit = partial(self._in_thread, self._engine.admit, request_id, body)
@@ -94,7 +106,9 @@ class SampleDesk:
 
     async def settle(self, finished: Sequence[FinishedSample]) -> None:
         for each in finished:
-            running = self._running.pop(each.request_id)
+            running = self._running.pop(each.request_id, None)
+            if running is None:
+                continue  # cancelled while its last token was drawn
             num_tokens = (
                 sum(len(sequence.tokens) for sequence in each.result.sequences)
                 if isinstance(each.result, SampleResult)

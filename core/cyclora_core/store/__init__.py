@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cyclora_core.clock import Clock, SystemClock
 from cyclora_core.store.audit import Audit
+from cyclora_core.store.cancellations import Cancellations
 from cyclora_core.store.checkpoints import Checkpoints
 from cyclora_core.store.connection import DEFAULT_TIMEOUT_S, Connection
 from cyclora_core.store.copies import Copies
@@ -41,6 +42,7 @@ class Store:
         self.models = Models(connection)
         self.operations = Operations(connection)
         self.futures = Futures(connection)
+        self.cancellations = Cancellations(connection)
         self.checkpoints = Checkpoints(connection)
         self.copies = Copies(connection)
         self.runs = Runs(connection, self.models, self.sessions, self.checkpoints)

@@ -253,6 +253,7 @@ class Cycles:
                 keys.worker_inbox(worker_id),
                 keys.worker_samples(worker_id),
                 keys.wake(),
+                keys.worker_cancelled(worker_id),
                 *sample_keys,
             ],
             args,

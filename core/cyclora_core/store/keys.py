@@ -159,6 +159,9 @@ class Keys:
     def worker_samples(self, worker_id: str) -> str:
         return f"{self.prefix}:worker:{worker_id}:samples"
 
+    def worker_cancelled(self, worker_id: str) -> str:
+        return f"{self.prefix}:worker:{worker_id}:cancelled"
+
     def cycle_counters(self) -> str:
         return f"{self.prefix}:cycles"
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
 
 from cyclora_core import ids
 from cyclora_core.errors import Gone, NotFound, Overloaded, Unavailable
@@ -20,6 +20,10 @@ from cyclora_server.services import Json, Services, ServicesDep
 from cyclora_server.submission import HOW_LONG_KEPT
 from cyclora_server.wire import bodies
 from cyclora_server.wire.encode import Encoded, encode_result
+
+MAX_UNANNOUNCED_BYTES = 1024 * 1024
+"""Larger results are announced with their size to clients that ask for it, which bound what they
+receive at one time."""
 
 router = APIRouter(prefix="/api/v1", tags=["futures"], dependencies=needs_key)
 
@@ -50,6 +54,11 @@ async def retrieve_future(
         # The SDK repeats a poll that got a 5xx without any pause, and backs off from a 429.
         raise Overloaded(str(error)) from error
     encoded = await _encode(future, accept)
+    size = len(encoded.content)
+    if body.allow_metadata_only and size > MAX_UNANNOUNCED_BYTES:
+        # The client makes room for it, asks again, and gets it then.
+        metadata = {"status": "complete_metadata", "response_payload_size": size}
+        return JSONResponse(metadata)
     return Response(encoded.content, media_type=encoded.media_type)
 
 

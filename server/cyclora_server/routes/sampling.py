@@ -9,14 +9,21 @@ from fastapi import APIRouter, Depends, Request
 from cyclora_core import ids
 from cyclora_core.errors import UserError
 from cyclora_core.ids import CheckpointKind, CheckpointPath
-from cyclora_core.operations import OperationKind, SampleBody
+from cyclora_core.operations import OperationKind
 from cyclora_core.records import SamplingSession
+from cyclora_core.samples import SampleBody
 from cyclora_core.types import BaseModelInfo
-from cyclora_server import access, validate
+from cyclora_server import access
 from cyclora_server.auth import Identity, IdentityDep, needs_key
 from cyclora_server.body import documented, json_body, offload, read_body
 from cyclora_server.services import Json, Services, ServicesDep
 from cyclora_server.submission import Draft, Target, derived_seed, submit_draft
+from cyclora_server.validate_sample import (
+    MAX_SAMPLES,
+    check_sample,
+    max_tokens_of,
+    sampling_params,
+)
 from cyclora_server.wire import bodies, decode
 from cyclora_server.wire.reading import parse, read_json
 
@@ -132,7 +139,8 @@ async def asample(request: Request, identity: IdentityDep, services: ServicesDep
             # Its owner may have taken it back since the sampling session was opened.
             path = CheckpointPath.parse(session.weights_path)
             await access.readable_checkpoint(services, identity.tenant_id, path)
-        return await offload(len(raw), _draft, value, session, base, target.request_id)
+        max_bytes = services.settings.max_decoded_bytes
+        return await offload(len(raw), _draft, value, session, base, target.request_id, max_bytes)
 
     answer = await submit_draft(services, target, draft)
     count = _num_samples(value)
@@ -141,12 +149,16 @@ async def asample(request: Request, identity: IdentityDep, services: ServicesDep
     return answer
 
 
-def _draft(value: Any, session: SamplingSession, base: BaseModelInfo, request_id: str) -> Draft:
+def _draft(
+    value: Any, session: SamplingSession, base: BaseModelInfo, request_id: str, max_bytes: int
+) -> Draft:
     body = parse(bodies.Sample, value)
     prompt = decode.prompt_tokens(body.prompt)
-    validate.check_sample(body, prompt, base)
-    params = validate.sampling_params(body, base, derived_seed(request_id))
-    max_tokens = params.max_tokens or base.max_context_length - prompt.size
+    asked = body.target_prompt_logprobs
+    targets = None if asked is None else decode.prompt_targets(asked, max_bytes)
+    check_sample(body, prompt, targets, base)
+    params = sampling_params(body, base, derived_seed(request_id))
+    max_tokens = max_tokens_of(prompt.size, params.max_tokens, base)
     sample = SampleBody(
         prompt_tokens=prompt,
         num_samples=body.num_samples,
@@ -154,6 +166,10 @@ def _draft(value: Any, session: SamplingSession, base: BaseModelInfo, request_id
         weights_path=session.weights_path,
         prompt_logprobs=body.prompt_logprobs,
         topk_prompt_logprobs=body.topk_prompt_logprobs,
+        topk_sample_logprobs=body.topk_sample_logprobs,
+        prompt_alt_tokens_k=body.prompt_alt_tokens_k,
+        prompt_logprobs_last_n=body.prompt_logprobs_last_n,
+        targets=targets,
     )
     return Draft.of(sample, prompt.size + max_tokens * body.num_samples)
 
@@ -161,15 +177,29 @@ def _draft(value: Any, session: SamplingSession, base: BaseModelInfo, request_id
 def _num_samples(value: dict[str, Any]) -> int:
     """How many sequences the client expects, as far as a refused body tells."""
     count = value.get("num_samples")
-    return min(max(count, 1), validate.MAX_SAMPLES) if isinstance(count, int) else 1
+    return min(max(count, 1), MAX_SAMPLES) if isinstance(count, int) else 1
 
 
 @router.post(
     "/cancel_future",
-    summary="Accepts the hint that a client no longer waits for a sample",
-    openapi_extra=documented(bodies.RetrieveFuture),
+    summary="End a sample that nobody waits for; one that has ended stays as it is",
+    openapi_extra=documented(bodies.CancelFuture),
 )
 async def cancel_future(
-    _body: Annotated[bodies.RetrieveFuture, Depends(json_body(bodies.RetrieveFuture))],
+    body: Annotated[bodies.CancelFuture, Depends(json_body(bodies.CancelFuture))],
+    identity: IdentityDep,
+    services: ServicesDep,
 ) -> Json:
+    owner_id, _, number = body.request_id.rpartition(":")
+    if ids.is_model_id(owner_id):
+        await access.owned_model(services, identity.tenant_id, owner_id)
+        raise UserError(
+            f"request {body.request_id!r} is no sample; only samples can be cancelled, since what "
+            "was sent to a model after it counts on it"
+        )
+    session = await access.owned_sampling_session(services, identity.tenant_id, owner_id)
+    if number.isdecimal() and int(number) <= bodies.MAX_SAMPLE_SEQ_ID:
+        await services.store.cancellations.cancel(
+            identity.tenant_id, session.base_model, session.sampling_session_id, int(number)
+        )
     return {}

@@ -59,7 +59,7 @@ def feature_flags(settings: Settings) -> dict[str, bool]:
 async def dynamic_config(
     _body: Annotated[bodies.ClientConfig, Depends(json_body(bodies.ClientConfig))],
 ) -> Json:
-    return {"refresh_interval_sec": _REFRESH_INTERVAL_S, "sample_cancel_enabled": False}
+    return {"refresh_interval_sec": _REFRESH_INTERVAL_S, "sample_cancel_enabled": True}
 
 
 @router.get("/get_server_capabilities", summary="Base models that can be trained and sampled")

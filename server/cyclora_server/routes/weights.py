@@ -72,6 +72,7 @@ async def save_weights_for_sampler(
         body = parse(bodies.SaveWeightsForSampler, value)
         validate.check_sampler_kind(body.kind)
         if body.sampling_session_seq_id is None:
+            validate.check_named_kind(body.kind)
             return Draft.of(await _named_save(services, body, CheckpointKind.SAMPLER))
         return Draft.of(_ephemeral_save(model, body, body.sampling_session_seq_id))
 
@@ -114,10 +115,13 @@ def _ephemeral_save(
             f"path {body.path[:140]!r} and sampling_session_seq_id {sampling_session_seq_id} were "
             "both sent; a save is either named or behind a sampling session"
         )
-    name = f"{validate.EPHEMERAL_PREFIX}{body.seq_id}"
+    # All in-flight samplers of a model share one slot; a snapshot has a name that no other gets.
+    is_shared = body.kind == "inflight"
+    name = f"{validate.EPHEMERAL_PREFIX}{'inflight' if is_shared else body.seq_id}"
     return SaveWeightsBody(
         path=str(CheckpointPath(model.model_id, CheckpointKind.SAMPLER, name)),
         sampling_session_id=ids.sampling_session_id(model.session_id, sampling_session_seq_id),
+        overwrite=is_shared,
     )
 
 

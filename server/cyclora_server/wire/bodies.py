@@ -7,6 +7,7 @@ the seq_id is known.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AwareDatetime, Field, model_validator
@@ -17,6 +18,17 @@ MAX_SEQ_ID = 2**31 - 1
 MAX_SAMPLE_SEQ_ID = 2**63 - 1
 
 FinishedReason = Literal["success", "errored", "interrupted"]
+
+
+def _refuse_nulls(value: Any, names: Iterable[str]) -> Any:
+    if isinstance(value, dict):
+        fields: dict[str, Any] = value
+        for name in names:
+            if name in fields and fields[name] is None:
+                raise ValueError(
+                    f"{name} is null, as NaN and infinity are sent; expected a finite number"
+                )
+    return value
 
 
 class Numbered(Body):
@@ -157,14 +169,7 @@ class _StepParams(Body):
     @classmethod
     def _read_nulls(cls, value: Any) -> Any:
         """Refuse nulls: the SDK writes NaN and infinity so, and a default would hide them."""
-        if isinstance(value, dict):
-            fields: dict[str, Any] = value
-            for name in cls.model_fields:
-                if name in fields and fields[name] is None:
-                    raise ValueError(
-                        f"{name} is null, as NaN and infinity are sent; expected a finite number"
-                    )
-        return value
+        return _refuse_nulls(value, cls.model_fields)
 
 
 class AdamParams(_StepParams):
@@ -234,6 +239,12 @@ class SamplingParamsBody(Body):
     top_k: int = -1
     top_p: float = 1.0
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_numbers(cls, value: Any) -> Any:
+        """Runs before nulls are taken for absent ones."""
+        return _refuse_nulls(value, ("temperature", "top_p"))
+
 
 class Sample(NumberedSample):
     """``asample``."""
@@ -244,7 +255,7 @@ class Sample(NumberedSample):
     prompt_logprobs: bool = False
     topk_prompt_logprobs: int = 0
     topk_sample_logprobs: int = 0
-    target_prompt_logprobs: Any = None
+    target_prompt_logprobs: TensorData | None = None
     prompt_alt_tokens_k: int = 0
     prompt_logprobs_last_n: int | None = None
     record_stability_info: bool = False
@@ -357,10 +368,17 @@ class CreateCustomLoss(Body):
     graph: CustomLossGraph
 
 
+class CancelFuture(Body):
+    """``cancel_future``."""
+
+    request_id: str = Field(max_length=200)
+
+
 class RetrieveFuture(Body):
-    """``retrieve_future`` and ``cancel_future``."""
+    """``retrieve_future``."""
 
     request_id: str
+    allow_metadata_only: bool = False
 
 
 class FuturesTarget(Body):

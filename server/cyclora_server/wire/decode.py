@@ -18,6 +18,7 @@ from cyclora_core.errors import UserError
 from cyclora_core.losses import CUSTOM, loss_rule
 from cyclora_core.operations import Datum, OperationKind, PassBody
 from cyclora_core.payload import Array
+from cyclora_core.samples import PromptTargets
 from cyclora_server.problems import InvalidBody
 from cyclora_server.wire import bodies, schema, tensors
 from cyclora_server.wire.reading import parse, read_json
@@ -70,8 +71,23 @@ def pass_from_json(raw: bytes, input_name: str, kind: OperationKind) -> PassRequ
 
 
 def prompt_tokens(model_input: bodies.ModelInput) -> Array:
-    """The tokens of a JSON ``ModelInput``, its chunks end to end."""
+    """The tokens of a JSON ``ModelInput``, its chunks end to end.
+
+    Raises:
+        UserError: a chunk is no text, or is empty, which is a slip of whoever cut the prompt.
+    """
+    for index, chunk in enumerate(model_input.chunks):
+        if "tokens" in chunk and not chunk["tokens"]:
+            raise UserError(f"prompt is not usable: Chunk {index} has empty tokens list")
     return _tokens_from_json("prompt", model_input.chunks)
+
+
+def prompt_targets(tensor: bodies.TensorData, max_bytes: int) -> PromptTargets:
+    """Tokens to score at prompt positions, dense or sparse as they were sent."""
+    if tensor.dtype != "int64":
+        raise UserError(f"target_prompt_logprobs has dtype {tensor.dtype[:40]!r}; expected int64")
+    cells, tokens = tensors.cells_from_json("target_prompt_logprobs", tensor, Budget(max_bytes))
+    return PromptTargets(cells, tokens)
 
 
 def _decode_proto(message: Any, budget: Budget) -> PassBody:
@@ -144,7 +160,7 @@ def _tokens_from_proto(where: str, chunks: Sequence[Any]) -> Array:
 def _tokens_from_json(where: str, chunks: Sequence[Mapping[str, Any]]) -> Array:
     parts: list[Array] = []
     for chunk in chunks:
-        kind = chunk.get("type") or ("encoded_text" if "tokens" in chunk else "image")
+        kind = chunk.get("type") or _kind_of(chunk)
         if kind != "encoded_text":
             raise _unsupported_chunk(where, kind)
         tokens = tensors.from_json(
@@ -158,12 +174,18 @@ def _tokens_from_json(where: str, chunks: Sequence[Mapping[str, Any]]) -> Array:
     return _joined(parts)
 
 
+def _kind_of(chunk: Mapping[str, Any]) -> str:
+    """Of a chunk that does not say it, as those of SDKs up to 0.16."""
+    fields = {"tokens": "encoded_text", "dmel": "dmel", "location": "image_asset_pointer"}
+    return next((kind for field, kind in fields.items() if field in chunk), "image")
+
+
 def _joined(parts: list[Array]) -> Array:
     return np.concatenate(parts) if parts else np.zeros(0, np.int32)
 
 
 def _unsupported_chunk(where: str, kind: Any) -> UserError:
     return UserError(
-        f"{where} has a chunk of type {str(kind)[:40]!r}; only encoded_text is supported, the "
-        "base models served here read no images or audio"
+        f"{where} has a chunk of type {str(kind)[:40]!r}; send encoded_text chunks only, the base "
+        "models served here read no images or audio"
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -18,22 +17,15 @@ from cyclora_core.operations import (
     OperationKind,
     OptimStepResult,
     PassResult,
-    SampleResult,
     SaveWeightsResult,
-    StopReason,
 )
-from cyclora_core.payload import Array
+from cyclora_core.samples import SampleResult
 from cyclora_server.wire import schema
+from cyclora_server.wire.encode_sample import sample_to_json, sample_to_proto
 
 PROTOBUF = "application/x-protobuf"
 _JSON = "application/json"
 _OUTPUT_TYPE = "ArrayRecord"
-_NO_TOPK_LOGPROB = -99999.0
-
-_STOP_REASONS = {
-    StopReason.STOP: schema.STOP_REASON_STOP,
-    StopReason.LENGTH: schema.STOP_REASON_LENGTH,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +47,7 @@ def encode_result(kind: OperationKind, data: bytes, accept: str) -> Encoded:
     if isinstance(result, SampleResult):
         if wants_protobuf:
             return Encoded(sample_to_proto(result), PROTOBUF)
-        return _as_json(_sample_to_json(result))
+        return _as_json(sample_to_json(result))
     return _as_json(_small_result(kind, result))
 
 
@@ -111,58 +103,3 @@ def _pass_to_json(result: PassResult) -> dict[str, Any]:
         "loss_fn_outputs": outputs,
         "metrics": dict(result.metrics),
     }
-
-
-def sample_to_proto(result: SampleResult) -> bytes:
-    """A ``SampleResponse``; NaN in the prompt's logprobs reads as None."""
-    message = schema.SampleResponse()
-    for sequence in result.sequences:
-        message.sequences.add(
-            stop_reason=_STOP_REASONS[sequence.stop_reason],
-            tokens=_bytes(sequence.tokens, "<i4"),
-            logprobs=_bytes(sequence.logprobs, "<f4"),
-        )
-    if result.prompt_logprobs is not None:
-        message.prompt_logprobs = _bytes(result.prompt_logprobs, "<f4")
-    if result.topk_prompt_tokens is not None and result.topk_prompt_logprobs is not None:
-        topk = message.topk_prompt_logprobs
-        topk.length, topk.k = result.topk_prompt_tokens.shape
-        topk.token_ids = _bytes(result.topk_prompt_tokens, "<i4")
-        topk.logprobs = _bytes(result.topk_prompt_logprobs, "<f4")
-    return message.SerializeToString()
-
-
-def _bytes(array: Array, dtype: str) -> bytes:
-    return np.ascontiguousarray(array, np.dtype(dtype)).tobytes()
-
-
-def _sample_to_json(result: SampleResult) -> dict[str, Any]:
-    value: dict[str, Any] = {
-        "type": "sample",
-        "sequences": [
-            {
-                "stop_reason": str(sequence.stop_reason),
-                "tokens": sequence.tokens.tolist(),
-                "logprobs": sequence.logprobs.tolist(),
-            }
-            for sequence in result.sequences
-        ],
-    }
-    if result.prompt_logprobs is not None:
-        value["prompt_logprobs"] = _nan_as_none(result.prompt_logprobs.tolist())
-    if result.topk_prompt_tokens is not None and result.topk_prompt_logprobs is not None:
-        value["topk_prompt_logprobs"] = list(
-            _topk_rows(result.topk_prompt_tokens, result.topk_prompt_logprobs)
-        )
-    return value
-
-
-def _nan_as_none(values: Sequence[float]) -> list[float | None]:
-    return [None if value != value else value for value in values]
-
-
-def _topk_rows(tokens: Array, logprobs: Array) -> Iterator[list[list[float]] | None]:
-    """Pairs of token and logprob per position, without padding; None where there is nothing."""
-    for row_tokens, row_logprobs in zip(tokens.tolist(), logprobs.tolist(), strict=True):
-        pairs = zip(row_tokens, row_logprobs, strict=True)
-        yield [[token, lp] for token, lp in pairs if lp != _NO_TOPK_LOGPROB] or None

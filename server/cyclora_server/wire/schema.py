@@ -208,5 +208,6 @@ SampleResponse: Any = _message("SampleResponse")
 
 DTYPE_FLOAT32 = 1
 DTYPE_INT64 = 2
+DTYPE_INT32 = 3
 STOP_REASON_STOP = 0
 STOP_REASON_LENGTH = 1

@@ -10,12 +10,14 @@ import numpy as np
 
 from cyclora_core.errors import PayloadTooLarge, UserError
 from cyclora_core.payload import Array
+from cyclora_core.samples import Cells
 from cyclora_server.wire import schema
 from cyclora_server.wire.bodies import TensorData
 
 _DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "int64": np.dtype("<i8")}
 _PROTO_DTYPES = {schema.DTYPE_FLOAT32: "float32", schema.DTYPE_INT64: "int64"}
 _INT64 = np.dtype("<i8")
+_MAX_COLUMNS = 2**31 - 1
 
 
 class Budget:
@@ -68,14 +70,41 @@ def from_json(name: str, tensor: TensorData, budget: Budget) -> Array:
     """A JSON ``TensorData`` as a dense array."""
     if tensor.dtype not in _DTYPES:
         raise UserError(f"{name} has dtype {tensor.dtype[:40]!r}; expected float32 or int64")
-    values = _from_list(name, tensor.data, _DTYPES[tensor.dtype])
     shape = list(tensor.shape or ())
     if tensor.sparse_crow_indices is None:
+        values = _from_list(name, tensor.data, _DTYPES[tensor.dtype])
         budget.take(values.nbytes)
         return _shaped(name, values, shape)
-    crow = _from_list(f"{name} sparse_crow_indices", tensor.sparse_crow_indices, _INT64)
-    col = _from_list(f"{name} sparse_col_indices", tensor.sparse_col_indices or [], _INT64)
+    values, crow, col = _csr_from_json(name, tensor)
     return _densify(name, values, crow, col, shape, budget)
+
+
+def cells_from_json(name: str, tensor: TensorData, budget: Budget) -> tuple[Cells, Array]:
+    """A two-dimensional JSON ``TensorData`` in its own layout: where its values stand, and these.
+
+    A sparse one stays sparse, however many cells its shape declares.
+    """
+    if tensor.sparse_crow_indices is None:
+        dense = from_json(name, tensor, budget)
+        if dense.ndim != 2:
+            raise UserError(f"{name} has shape {list(dense.shape)}; expected [N, K]")
+        return Cells(dense.shape[0], dense.shape[1]), dense.reshape(-1)
+    if tensor.dtype not in _DTYPES:
+        raise UserError(f"{name} has dtype {tensor.dtype[:40]!r}; expected float32 or int64")
+    values, crow, col = _csr_from_json(name, tensor)
+    shape = list(tensor.shape or ())
+    _check_csr(name, values, crow, col, shape)
+    if shape[1] > _MAX_COLUMNS:
+        raise UserError(f"{name} has {shape[1]} columns; at most {_MAX_COLUMNS} are accepted")
+    budget.take(values.nbytes + crow.nbytes + col.nbytes)
+    return Cells(shape[0], shape[1], crow, col), values
+
+
+def _csr_from_json(name: str, tensor: TensorData) -> tuple[Array, Array, Array]:
+    values = _from_list(name, tensor.data, _DTYPES[tensor.dtype])
+    crow = _from_list(f"{name} sparse_crow_indices", tensor.sparse_crow_indices or [], _INT64)
+    col = _from_list(f"{name} sparse_col_indices", tensor.sparse_col_indices or [], _INT64)
+    return values, crow, col
 
 
 def _from_bytes(name: str, data: bytes, dtype: np.dtype[Any]) -> Array:
@@ -119,11 +148,24 @@ def _densify(
     name: str, values: Array, crow: Array, col: Array, shape: list[int], budget: Budget
 ) -> Array:
     """A compressed-sparse-row matrix in full; cells it does not list are 0."""
+    _check_two_dimensions(name, shape)
+    rows, columns = shape
+    budget.take(rows * columns * values.dtype.itemsize)
+    _check_csr(name, values, crow, col, shape)
+    dense = np.zeros((rows, columns), values.dtype)
+    dense[np.repeat(np.arange(rows), np.diff(crow)), col] = values
+    return dense
+
+
+def _check_two_dimensions(name: str, shape: list[int]) -> None:
     _check_shape(name, shape or [0])
     if len(shape) != 2:
         raise UserError(f"{name} is sparse with shape {shape}; sparse tensors need shape [N, K]")
+
+
+def _check_csr(name: str, values: Array, crow: Array, col: Array, shape: list[int]) -> None:
+    _check_two_dimensions(name, shape)
     rows, columns = shape
-    budget.take(rows * columns * values.dtype.itemsize)
     counts = np.diff(crow)
     if (
         crow.size != rows + 1
@@ -138,6 +180,3 @@ def _densify(
         )
     if values.size and (col.min() < 0 or col.max() >= columns):
         raise UserError(f"{name} has a column index outside 0..{columns - 1}")
-    dense = np.zeros((rows, columns), values.dtype)
-    dense[np.repeat(np.arange(rows), counts), col] = values
-    return dense

@@ -14,6 +14,7 @@ from tinker.types.try_again_response import TryAgainResponse
 from cyclora_core.errors import Unavailable
 from cyclora_core.operations import OperationKind, OptimStepResult, PassResult
 from cyclora_core.records import WorkerStatus
+from cyclora_server.routes.futures import MAX_UNANNOUNCED_BYTES
 from server.double import (
     BASE,
     MODEL,
@@ -199,3 +200,22 @@ async def test_a_stranger_polls_no_sampling_session(
 
     assert answer.status_code == 404
     assert store.futures.acknowledged == []
+
+
+async def test_a_large_result_is_announced_with_its_size_to_who_asks(
+    client: httpx.AsyncClient, store: StoreDouble
+) -> None:
+    """The SDK bounds what it receives at one time by it."""
+    logprobs = np.zeros(MAX_UNANNOUNCED_BYTES // 4 + 1, np.float32)
+    store.futures.settle(REQUEST, PassResult([logprobs], {}))
+
+    announced = await retrieve(client, Accept="application/x-protobuf")
+    body = {"request_id": REQUEST, "allow_metadata_only": False}
+    headers = {"Accept": "application/x-protobuf"}
+    fetched = await client.post("/api/v1/retrieve_future", json=body, headers=headers)
+
+    assert announced.json() == {
+        "status": "complete_metadata",
+        "response_payload_size": len(fetched.content),
+    }
+    assert deserialize_forward_backward_output(fetched.content).loss_fn_outputs

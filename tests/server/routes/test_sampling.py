@@ -4,14 +4,19 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from tinker import types
 
 from cyclora_core import ids, payload
 from cyclora_core.ids import CheckpointKind
-from cyclora_core.operations import OperationKind, SampleBody, SamplingParams
+from cyclora_core.operations import OperationKind
+from cyclora_core.samples import SampleBody, SamplingParams
+from cyclora_core.store.memory import MemoryReading
 from cyclora_server.submission import derived_seed
 from server.double import (
     BASE,
+    KEY,
+    MODEL,
     SAMPLER,
     SESSION,
     STRANGER_KEY,
@@ -180,6 +185,47 @@ async def test_a_sample_carries_the_weights_of_its_session(
     assert submitted(store, f"{CREATED}:7").weights_path == path
 
 
+async def test_what_a_sample_is_to_report_reaches_the_worker(
+    client: httpx.AsyncClient, store: StoreDouble
+) -> None:
+    body = sdk_sample(
+        prompt_logprobs=True,
+        topk_prompt_logprobs=1,
+        topk_sample_logprobs=2,
+        prompt_alt_tokens_k=3,
+        prompt_logprobs_last_n=1,
+        record_stability_info=True,
+        target_prompt_logprobs={"data": [5, -1], "dtype": "int64", "shape": [2, 1]},
+    )
+
+    await asample(client, body)
+
+    sample = submitted(store)
+    assert sample.prompt_logprobs
+    assert (sample.topk_prompt_logprobs, sample.topk_sample_logprobs) == (1, 2)
+    assert (sample.prompt_alt_tokens_k, sample.prompt_logprobs_last_n) == (3, 1)
+    assert sample.targets is not None
+    assert sample.targets.tokens.tolist() == [5, -1]
+
+
+async def test_a_full_server_pushes_back_and_the_same_number_is_taken_later(
+    client: httpx.AsyncClient, store: StoreDouble, app: FastAPI
+) -> None:
+    """The SDK takes a 429 as back-pressure and sends the same seq_id again."""
+    roomy = store.memory.reading
+    store.memory.reading = MemoryReading(used_bytes=999, limit_bytes=1000)
+    await app.state.services.capacity.measure()
+    refused = await asample(client, sdk_sample())
+    store.memory.reading = roomy
+    await app.state.services.capacity.measure()
+
+    taken = await asample(client, sdk_sample())
+
+    assert refused.status_code == 429
+    assert taken.json()["request_id"] == REQUEST
+    assert store.submitted(REQUEST).error is None
+
+
 async def test_the_seq_id_of_a_clone_needs_64_bits(
     client: httpx.AsyncClient, store: StoreDouble
 ) -> None:
@@ -200,8 +246,14 @@ async def test_the_seq_id_of_a_clone_needs_64_bits(
         sdk_sample(num_samples=0),
         sdk_sample(num_samples="many"),
         sdk_sample(prompt=None),
-        sdk_sample(topk_sample_logprobs=2),
-        sdk_sample(prompt_logprobs_last_n=2, prompt_logprobs=True),
+        sdk_sample(topk_sample_logprobs=101),
+        sdk_sample(prompt_logprobs_last_n=3, prompt_logprobs=True),
+        sdk_sample(prompt_logprobs_last_n=1),
+        sdk_sample(prompt_alt_tokens_k=-1),
+        sdk_sample(target_prompt_logprobs={"data": [1], "dtype": "int64", "shape": [1, 1]}),
+        sdk_sample(target_prompt_logprobs="all"),
+        sdk_sample(prompt={"chunks": [{"tokens": [1]}, {"tokens": []}]}),
+        sdk_sample(prompt={"chunks": [{"type": "image", "data": "x", "format": "png"}]}),
     ],
 )
 async def test_a_refused_sample_becomes_a_failed_future(
@@ -255,10 +307,50 @@ async def test_a_stranger_does_not_sample_from_a_checkpoint(
     assert answer.status_code == 404
 
 
-async def test_cancelling_is_a_hint_that_always_succeeds(client: httpx.AsyncClient) -> None:
-    answer = await client.post("/api/v1/cancel_future", json={"request_id": REQUEST})
+async def cancel(client: httpx.AsyncClient, request_id: str, **headers: str) -> httpx.Response:
+    body = {"request_id": request_id}
+    return await client.post("/api/v1/cancel_future", json=body, headers=headers)
+
+
+async def test_a_cancelled_sample_ends_in_an_error_and_once(
+    client: httpx.AsyncClient, store: StoreDouble
+) -> None:
+    await asample(client, sdk_sample())
+
+    answers = [await cancel(client, REQUEST) for _ in range(2)]
+
+    assert [each.status_code for each in answers] == [200, 200]
+    assert store.cancellations.cancelled == [REQUEST]
+    got = await client.post("/api/v1/retrieve_future", json={"request_id": REQUEST})
+    assert got.json() == {"error": "cancelled", "category": "user"}
+
+
+@pytest.mark.parametrize("seq_id", ["8", "x", "", "9" * 30])
+async def test_cancelling_what_never_was_is_harmless(
+    client: httpx.AsyncClient, store: StoreDouble, seq_id: str
+) -> None:
+    answer = await cancel(client, f"{SAMPLER}:{seq_id}")
 
     assert answer.status_code == 200
+    assert not store.cancellations.cancelled
+
+
+async def test_a_stranger_cancels_nothing(client: httpx.AsyncClient, store: StoreDouble) -> None:
+    await asample(client, sdk_sample())
+
+    answer = await cancel(client, REQUEST, **{"X-API-Key": STRANGER_KEY})
+
+    assert answer.status_code == 404
+    assert not store.cancellations.cancelled
+
+
+@pytest.mark.parametrize(("key", "status"), [(KEY, 400), (STRANGER_KEY, 404)])
+async def test_only_samples_can_be_cancelled(
+    client: httpx.AsyncClient, key: str, status: int
+) -> None:
+    answer = await cancel(client, f"{MODEL}:3", **{"X-API-Key": key})
+
+    assert answer.status_code == status
 
 
 async def test_a_number_that_names_another_sampling_session_is_refused(

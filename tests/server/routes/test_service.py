@@ -52,7 +52,7 @@ async def test_the_sdk_understands_the_dynamic_flags(client: httpx.AsyncClient) 
 
     config = ClientDynamicConfigResponse.model_validate(answer.json())
     assert config.refresh_interval_sec == 300
-    assert not config.sample_cancel_enabled
+    assert config.sample_cancel_enabled
 
 
 async def test_capabilities_are_what_the_workers_serve(client: httpx.AsyncClient) -> None:

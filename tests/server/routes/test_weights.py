@@ -122,7 +122,7 @@ async def test_a_state_and_its_sampler_weights_may_share_a_name(
 async def test_an_ephemeral_save_names_the_sampling_session_it_creates(
     client: httpx.AsyncClient, store: StoreDouble
 ) -> None:
-    await post(client, "save_weights_for_sampler", sampling_session_seq_id=3, kind="inflight")
+    await post(client, "save_weights_for_sampler", sampling_session_seq_id=3)
 
     assert saved(store) == SaveWeightsBody(
         path=f"tinker://{MODEL}/sampler_weights/ephemeral-5",
@@ -130,9 +130,22 @@ async def test_an_ephemeral_save_names_the_sampling_session_it_creates(
     )
 
 
+async def test_every_in_flight_save_goes_into_the_models_one_slot(
+    client: httpx.AsyncClient, store: StoreDouble
+) -> None:
+    await post(client, "save_weights_for_sampler", sampling_session_seq_id=3, kind="inflight")
+
+    assert saved(store) == SaveWeightsBody(
+        path=f"tinker://{MODEL}/sampler_weights/ephemeral-inflight",
+        sampling_session_id=ids.sampling_session_id(SESSION, 3),
+        overwrite=True,
+    )
+
+
 @pytest.mark.parametrize(
     ("path", "body", "reason"),
     [
+        ("save_weights_for_sampler", {"path": "a", "kind": "inflight"}, "use kind 'snapshot'"),
         ("save_weights", {"path": "a/b"}, "is not allowed"),
         ("save_weights", {"path": "ephemeral-1"}, "is reserved"),
         ("save_weights", {"path": "a", "ttl_seconds": 60}, "ttl_seconds is 60"),

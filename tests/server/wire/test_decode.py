@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tinker import types
 from tinker.proto.request_conv import forward_backward_request_to_proto
 from tinker.types.forward_backward_input import ForwardBackwardInput
@@ -14,9 +15,11 @@ from tinker.types.forward_backward_request import ForwardBackwardRequest
 
 from cyclora_core.errors import PayloadTooLarge, UserError
 from cyclora_core.operations import OperationKind, PassBody
+from cyclora_core.samples import Cells, PromptTargets
 from cyclora_server.problems import InvalidBody
-from cyclora_server.wire import decode, schema
+from cyclora_server.wire import bodies, decode, schema
 from cyclora_server.wire.bodies import ModelInput
+from cyclora_server.wire.reading import parse
 from cyclora_server.wire.tensors import Budget
 from server.double import MODEL
 
@@ -339,8 +342,96 @@ def test_a_json_token_beyond_int32_is_refused_and_not_wrapped(tokens: list[int])
         decode.prompt_tokens(model_input)
 
 
-def test_an_image_in_a_prompt_is_refused() -> None:
-    model_input = ModelInput(chunks=[{"data": "x", "format": "png"}])
+@pytest.mark.parametrize("index", [0, 1])
+def test_an_empty_chunk_of_a_prompt_is_named(index: int) -> None:
+    chunks: list[dict[str, Any]] = [{"type": "encoded_text", "tokens": [1]}]
+    chunks.insert(index, {"type": "encoded_text", "tokens": []})
 
-    with pytest.raises(UserError, match="only encoded_text is supported"):
-        decode.prompt_tokens(model_input)
+    with pytest.raises(UserError, match=f"Chunk {index} has empty tokens list"):
+        decode.prompt_tokens(ModelInput(chunks=chunks))
+
+
+@pytest.mark.parametrize(
+    ("chunk", "kind"),
+    [
+        ({"type": "image", "data": "x", "format": "png"}, "image"),
+        ({"location": "asset://x", "format": "png"}, "image_asset_pointer"),
+        ({"dmel": "x"}, "dmel"),
+        ({"data": "x", "format": "jpeg"}, "image"),
+    ],
+)
+def test_a_chunk_that_is_no_text_is_refused_with_what_to_send(
+    chunk: dict[str, Any], kind: str
+) -> None:
+    with pytest.raises(UserError, match=f"type '{kind}'; send encoded_text chunks only"):
+        decode.prompt_tokens(ModelInput(chunks=[chunk]))
+
+
+def sent_targets(**tensor: Any) -> PromptTargets:
+    value = {"dtype": "int64", **tensor}
+    return decode.prompt_targets(parse(bodies.TensorData, value), 1000)
+
+
+def test_dense_targets_keep_their_cells() -> None:
+    targets = sent_targets(data=[1, -1, 3, 4], shape=[2, 2])
+
+    assert targets.cells == Cells(2, 2)
+    assert targets.tokens.tolist() == [1, -1, 3, 4]
+
+
+def test_sparse_targets_of_the_sdk_stay_sparse_however_wide() -> None:
+    table = torch.full((3, 1000), -1, dtype=torch.int64)
+    table[1, 999], table[2, 0] = 7, 8
+    sdk = types.TensorData.from_torch_sparse(table, pad_value=-1)
+
+    targets = sent_targets(
+        data=np.asarray(sdk.data).tolist(),
+        shape=sdk.shape,
+        sparse_crow_indices=sdk.sparse_crow_indices,
+        sparse_col_indices=sdk.sparse_col_indices,
+    )
+
+    assert (targets.cells.num_rows, targets.cells.num_columns) == (3, 1000)
+    assert targets.cells.rows().tolist() == [1, 2]
+    assert targets.tokens.tolist() == [7, 8]
+
+
+@pytest.mark.parametrize(
+    ("tensor", "complaint"),
+    [
+        ({"data": [1.5], "dtype": "float32", "shape": [1, 1]}, "dtype 'float32'; expected int64"),
+        ({"data": [1], "shape": [1]}, r"shape \[1\]; expected \[N, K\]"),
+        ({"data": [1, 2], "shape": [1, 1]}, "do not fill its shape"),
+        ({"data": [1] * 200, "shape": [200, 1]}, "1000 bytes"),
+        (
+            {
+                "data": [1],
+                "shape": [1, 2],
+                "sparse_crow_indices": [0, 1],
+                "sparse_col_indices": [2],
+            },
+            "column index outside 0..1",
+        ),
+        (
+            {
+                "data": [1],
+                "shape": [2, 2],
+                "sparse_crow_indices": [0, 1],
+                "sparse_col_indices": [0],
+            },
+            "not a valid sparse tensor",
+        ),
+        (
+            {
+                "data": [1],
+                "shape": [1, 2**40],
+                "sparse_crow_indices": [0, 1],
+                "sparse_col_indices": [0],
+            },
+            "1099511627776 columns",
+        ),
+    ],
+)
+def test_targets_that_make_no_table_are_refused(tensor: dict[str, Any], complaint: str) -> None:
+    with pytest.raises((UserError, PayloadTooLarge), match=complaint):
+        sent_targets(**tensor)

@@ -19,10 +19,15 @@ from cyclora_core.operations import (
     OptimStepResult,
     PassResult,
     Result,
+    SaveWeightsResult,
+)
+from cyclora_core.samples import (
+    Cells,
     SampledSequence,
     SampleResult,
-    SaveWeightsResult,
     StopReason,
+    TargetLogprobs,
+    TopkTable,
 )
 from cyclora_server.wire import encode, schema
 from cyclora_server.wire.encode import PROTOBUF
@@ -117,6 +122,92 @@ def test_the_sdk_reads_nothing_for_the_first_prompt_token() -> None:
 
     assert response.prompt_logprobs == [None, -0.25]
     assert response.topk_prompt_logprobs == [None, [(7, -1.0), (8, -2.0)]]
+
+
+def test_the_sdk_reads_the_top_k_of_sampled_tokens() -> None:
+    topk = TopkTable(np.asarray([[4, 9], [5, 4]], np.int32), floats([[-0.5, -3], [-1, -1.5]]))
+    sequence = SampledSequence(
+        np.asarray([4, 5], np.int32), floats([-0.5, -1]), StopReason.STOP, topk
+    )
+
+    answer = encoded(OperationKind.SAMPLE, SampleResult([sequence]), PROTOBUF)
+    (got,) = deserialize_sample_response(answer.content).sequences
+
+    assert got.topk_logprobs == [[(4, -0.5), (9, -3.0)], [(5, -1.0), (4, -1.5)]]
+
+
+def test_the_sdk_reads_alternatives_of_the_prompt() -> None:
+    result = sample(
+        alt_tokens=np.asarray([[7, 8, 7]], np.int32), alt_logprobs=floats([[-1, -2, -1]])
+    )
+
+    answer = encoded(OperationKind.SAMPLE, result, PROTOBUF)
+    alternatives = deserialize_sample_response(answer.content).prompt_alt_tokens
+
+    assert alternatives is not None
+    assert alternatives.tokens.dtype == "int64"
+    assert alternatives.tokens.to_numpy().tolist() == [[7, 8, 7]]
+    assert alternatives.logprobs.to_numpy().tolist() == [[-1, -2, -1]]
+
+
+def test_the_sdk_reads_dense_targets_in_their_shape() -> None:
+    targets = TargetLogprobs(Cells(2, 2), floats([-1, 0, -2, -3]))
+
+    answer = encoded(OperationKind.SAMPLE, sample(targets=targets), PROTOBUF)
+    got = deserialize_sample_response(answer.content).target_prompt_logprobs
+
+    assert got is not None
+    assert got.to_numpy().tolist() == [[-1, 0], [-2, -3]]
+
+
+def test_the_sdk_reads_sparse_targets_by_the_indices_it_sent() -> None:
+    cells = Cells(3, 9, np.asarray([0, 0, 2, 2]), np.asarray([1, 8]))
+    targets = TargetLogprobs(cells, floats([-1, 0]))
+
+    answer = encoded(OperationKind.SAMPLE, sample(targets=targets), PROTOBUF)
+    got = deserialize_sample_response(answer.content).target_prompt_logprobs
+
+    assert got is not None
+    assert got.shape == [3, 9]
+    assert (got.sparse_crow_indices, got.sparse_col_indices) == ([0, 0, 2, 2], [1, 8])
+    assert np.asarray(got.data).tolist() == [-1, 0]
+
+
+def test_what_was_not_asked_is_absent() -> None:
+    answer = encoded(OperationKind.SAMPLE, sample(), PROTOBUF)
+    response = deserialize_sample_response(answer.content)
+
+    assert response.prompt_alt_tokens is None
+    assert response.target_prompt_logprobs is None
+    assert response.prompt_cache_hit_tokens == 0
+    assert [each.topk_logprobs for each in response.sequences] == [None, None]
+
+
+def test_everything_a_sample_reports_has_a_json_form() -> None:
+    topk = TopkTable(np.asarray([[4]], np.int32), floats([[-0.5]]))
+    sequence = SampledSequence(np.asarray([4], np.int32), floats([-0.5]), StopReason.STOP, topk)
+    sparse = Cells(1, 9, np.asarray([0, 1]), np.asarray([8]))
+    result = SampleResult(
+        [sequence],
+        alt_tokens=np.asarray([[7]], np.int32),
+        alt_logprobs=floats([[-1]]),
+        targets=TargetLogprobs(sparse, floats([-2])),
+    )
+
+    value = as_json(OperationKind.SAMPLE, result)
+
+    assert value["sequences"][0]["topk_logprobs"] == [[[4, -0.5]]]
+    assert value["prompt_alt_tokens"] == {
+        "tokens": {"data": [7], "dtype": "int64", "shape": [1, 1]},
+        "logprobs": {"data": [-1.0], "dtype": "float32", "shape": [1, 1]},
+    }
+    assert value["target_prompt_logprobs"] == {
+        "data": [-2.0],
+        "dtype": "float32",
+        "shape": [1, 9],
+        "sparse_crow_indices": [0, 1],
+        "sparse_col_indices": [8],
+    }
 
 
 def test_older_sdks_get_a_sample_as_json() -> None:

@@ -26,14 +26,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from cyclora_core.operations import (
-    LoraConfig,
-    SampleBody,
-    SampledSequence,
-    SampleResult,
-    SamplingParams,
-)
+from cyclora_core.operations import LoraConfig
 from cyclora_core.payload import Array
+from cyclora_core.samples import SampleBody, SampledSequence, SampleResult, SamplingParams
 from cyclora_workers.adapter import AdapterState, AdapterWeights
 from cyclora_workers.base_model import BaseModel
 from cyclora_workers.sampling.sampler import Sampler
@@ -130,22 +125,25 @@ def random_tokens(num_tokens: int, seed: int) -> Array:
     return np.random.default_rng(seed).integers(4, VOCAB_SIZE, num_tokens).astype(np.int32)
 
 
-def body(
-    prompt: Sequence[int] | Array,
-    *,
-    num_samples: int = 1,
-    prompt_logprobs: bool = False,
-    topk_prompt_logprobs: int = 0,
-    **params: Any,
-) -> SampleBody:
-    """A request that stops at nothing unless told; ``params`` are those of SamplingParams."""
-    params = {"max_tokens": 8, "seed": 1, "stop_on_eos": False, **params}
+REPORTS = (
+    "prompt_logprobs",
+    "topk_prompt_logprobs",
+    "topk_sample_logprobs",
+    "prompt_alt_tokens_k",
+    "prompt_logprobs_last_n",
+    "targets",
+)
+
+
+def body(prompt: Sequence[int] | Array, *, num_samples: int = 1, **options: Any) -> SampleBody:
+    """A request that stops at nothing unless told.
+
+    ``options`` are those of SamplingParams, and ``REPORTS`` of SampleBody.
+    """
+    reports = {name: options.pop(name) for name in REPORTS if name in options}
+    params: dict[str, Any] = {"max_tokens": 8, "seed": 1, "stop_on_eos": False, **options}
     return SampleBody(
-        np.asarray(prompt, np.int32),
-        num_samples,
-        SamplingParams(**params),
-        prompt_logprobs=prompt_logprobs,
-        topk_prompt_logprobs=topk_prompt_logprobs,
+        np.asarray(prompt, np.int32), num_samples, SamplingParams(**params), **reports
     )
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import pytest
 import torch
 
-from cyclora_core.operations import SampleBody, SampleResult
+from cyclora_core.samples import Cells, PromptTargets, SampleBody, SampleResult
 from cyclora_workers.adapter import AdapterWeights
 from workers.sampling.builders import (
     TinyModel,
@@ -21,6 +22,11 @@ from workers.sampling.builders import (
 )
 
 Requests = Mapping[str, tuple[SampleBody, AdapterWeights | None]]
+
+
+def targets(num_prompt_tokens: int) -> PromptTargets:
+    tokens = np.arange(-1, num_prompt_tokens - 2) % 50
+    return PromptTargets(Cells(num_prompt_tokens - 1, 1), tokens)
 
 
 def requests(model: TinyModel) -> Requests:
@@ -40,6 +46,10 @@ def requests(model: TinyModel) -> Requests:
                 top_p=(1.0, 1.0, 0.8)[i % 3],
                 prompt_logprobs=i % 3 == 0,
                 topk_prompt_logprobs=i % 4,
+                topk_sample_logprobs=(0, 2, 5)[i % 3],
+                prompt_alt_tokens_k=i % 2,
+                prompt_logprobs_last_n=1 if i % 6 == 3 else None,
+                targets=targets(length) if i % 4 == 2 else None,
                 stop_token_ids=[8, 15] if i % 2 else [],
             ),
             adapters[i % 4],
@@ -101,7 +111,12 @@ def test_prefill_in_chunks_has_the_bits_of_the_whole_prompt(
     qwen3: TinyModel, prefill_chunk_tokens: int
 ) -> None:
     request = body(
-        random_tokens(333, 8), num_samples=2, prompt_logprobs=True, topk_prompt_logprobs=2
+        random_tokens(333, 8),
+        num_samples=2,
+        prompt_logprobs=True,
+        topk_prompt_logprobs=2,
+        prompt_alt_tokens_k=2,
+        targets=targets(333),
     )
     whole = sample(qwen3.base_model, request, prefill_chunk_tokens=4096)
 

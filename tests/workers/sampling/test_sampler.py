@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cyclora_core.errors import ServerError, UserError
-from cyclora_core.operations import SampleResult, StopReason
+from cyclora_core.samples import SampleResult, StopReason
 from cyclora_workers.adapter import AdapterWeights, ModuleAdapter
 from cyclora_workers.sampling.kv_cache import KvShape
 from cyclora_workers.sampling.request import SampleRequest

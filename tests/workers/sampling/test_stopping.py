@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cyclora_core.operations import SamplingParams, StopReason
+from cyclora_core.samples import SamplingParams, StopReason
 from cyclora_workers.sampling.stopping import StopRules, stop_reason
 
 EOS = (2, 7)

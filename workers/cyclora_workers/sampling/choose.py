@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from cyclora_core.payload import Array
 from cyclora_workers.head import log_normalizers
 
 _SMALLEST_TEMPERATURE = 1e-30
@@ -34,18 +36,32 @@ class DrawRule:
         return self.top_k > 0 or self.top_p < 1.0
 
 
+class TopkRow(NamedTuple):
+    """The k most probable tokens of one row, most probable first.
+
+    Shapes:
+        tokens: [k] int32; logprobs: [k] fp32.
+    """
+
+    tokens: Array
+    logprobs: Array
+
+
+def normalizers_of(logits_SV: Tensor) -> Tensor:
+    """What to subtract from logits, computed as the training head computes it: [S, 1] fp32."""
+    if logits_SV.shape[0] == 1:
+        # A sum over one single row is split over threads, which changes its last bit.
+        return log_normalizers(logits_SV.expand(2, -1))[:1]
+    return log_normalizers(logits_SV)
+
+
 def logprobs_of(logits_SV: Tensor, tokens_SK: Tensor) -> Tensor:
-    """Log-probabilities of tokens, computed as the training head computes them.
+    """Log-probabilities of tokens.
 
     Shapes:
         logits_SV: fp32; tokens_SK: int64. Returns [S, K] fp32.
     """
-    if logits_SV.shape[0] == 1:
-        # A sum over one single row is split over threads, which changes its last bit.
-        normalizers_S1 = log_normalizers(logits_SV.expand(2, -1))[:1]
-    else:
-        normalizers_S1 = log_normalizers(logits_SV)
-    return logits_SV.gather(1, tokens_SK) - normalizers_S1
+    return logits_SV.gather(1, tokens_SK) - normalizers_of(logits_SV)
 
 
 def choose(
@@ -60,10 +76,50 @@ def choose(
         logits_SV: fp32; uniforms_SK: fp64 in [0, 1), one per draw. Returns [S, K] int64 and
         [S, K] fp32.
     """
+    logits_SV = _scaled(logits_SV, rules)
+    tokens_SK = _draw_all(logits_SV, rules, uniforms_SK)
+    return tokens_SK, logprobs_of(logits_SV, tokens_SK)
+
+
+def draw_alternatives(logits_SV: Tensor, temperature: float, uniforms_SK: Tensor) -> Tensor:
+    """K tokens per row from the whole temperature-scaled distribution, with replacement.
+
+    Shapes:
+        As ``choose``; returns [S, K] int64.
+    """
+    rules = [DrawRule(temperature)] * logits_SV.shape[0]
+    return _draw_all(_scaled(logits_SV, rules), rules, uniforms_SK)
+
+
+def top_logprobs(
+    logits_SV: Tensor, rules: Sequence[DrawRule], ks: Sequence[int]
+) -> list[TopkRow | None]:
+    """The ``ks[s]`` most probable tokens of each row, None for 0, with logprobs as in ``choose``.
+
+    One group per k, for the reason that ``_groups`` gives.
+    """
+    found: list[TopkRow | None] = [None] * len(ks)
+    for k in sorted(set(ks) - {0}):
+        rows = [row for row, wanted in enumerate(ks) if wanted == k]
+        rows_S = torch.tensor(rows, device=logits_SV.device)
+        scaled_SV = _scaled(logits_SV[rows_S], [rules[row] for row in rows])
+        tokens_SK = scaled_SV.topk(k, -1).indices
+        logprobs_SK = logprobs_of(scaled_SV, tokens_SK).cpu().numpy()
+        tables = zip(rows, tokens_SK.to(torch.int32).cpu().numpy(), logprobs_SK, strict=True)
+        for row, tokens, logprobs in tables:
+            found[row] = TopkRow(tokens, logprobs)
+    return found
+
+
+def _scaled(logits_SV: Tensor, rules: Sequence[DrawRule]) -> Tensor:
     divisors = [_divisor(rule) for rule in rules]
-    if any(divisor != 1.0 for divisor in divisors):
-        divisors_S = torch.tensor(divisors, dtype=torch.float32, device=logits_SV.device)
-        logits_SV = logits_SV / divisors_S[:, None]
+    if all(divisor == 1.0 for divisor in divisors):
+        return logits_SV
+    divisors_S = torch.tensor(divisors, dtype=torch.float32, device=logits_SV.device)
+    return logits_SV / divisors_S[:, None]
+
+
+def _draw_all(logits_SV: Tensor, rules: Sequence[DrawRule], uniforms_SK: Tensor) -> Tensor:
     tokens_SK = torch.empty(uniforms_SK.shape, dtype=torch.int64, device=logits_SV.device)
     for rows in _groups(rules):
         first = rules[rows[0]]
@@ -78,7 +134,7 @@ def choose(
             tokens_SK[rows_S] = _draw_truncated(group_SV, first.top_k, top_p, group_uniforms_SK)
         else:
             tokens_SK[rows_S] = _draw(group_SV, group_uniforms_SK)
-    return tokens_SK, logprobs_of(logits_SV, tokens_SK)
+    return tokens_SK
 
 
 def _divisor(rule: DrawRule) -> float:

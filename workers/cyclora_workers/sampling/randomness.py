@@ -7,6 +7,8 @@ alone.
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 import numpy as np
 import numpy.typing as npt
 
@@ -54,12 +56,22 @@ def philox4x32(counter_4n: Uint64, key_2n: Uint64) -> Uint64:
     return np.stack((c0, c1, c2, c3))
 
 
-def uniforms(
-    seeds: npt.ArrayLike, sample_indices: npt.ArrayLike, positions: npt.ArrayLike
-) -> npt.NDArray[np.float64]:
-    """Uniform numbers in [0, 1), one per (seed, sample index, position).
+class Stream(IntEnum):
+    """What numbers are for; those of one stream say nothing about another's."""
 
-    The seed is the key; the counter is (position, sample index, 0, 0).
+    SAMPLED = 0
+    ALTERNATIVES = 1
+
+
+def uniforms(
+    seeds: npt.ArrayLike,
+    sample_indices: npt.ArrayLike,
+    positions: npt.ArrayLike,
+    stream: Stream = Stream.SAMPLED,
+) -> npt.NDArray[np.float64]:
+    """Uniform numbers in [0, 1), one per (seed, sample index, position) of a stream.
+
+    The seed is the key; the counter is (position, sample index, stream, 0).
 
     Shapes:
         seeds: [n] uint64; sample_indices, positions: [n], below 2**32. Returns [n].
@@ -68,7 +80,8 @@ def uniforms(
     zeros = np.zeros_like(key)
     counter = (np.asarray(positions, np.uint64), np.asarray(sample_indices, np.uint64))
     words = philox4x32(
-        np.stack((*counter, zeros, zeros)), np.stack((key & _LOW_32, key >> _SHIFT_32))
+        np.stack((*counter, zeros + np.uint64(stream), zeros)),
+        np.stack((key & _LOW_32, key >> _SHIFT_32)),
     )
     bits = (words[0] << np.uint64(20)) | (words[1] >> np.uint64(12))
     return bits.astype(np.float64) * 2.0**-_NUM_BITS

@@ -9,15 +9,17 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cyclora_core.errors import ServerError, UserError
-from cyclora_core.operations import (
+from cyclora_core.samples import (
+    PromptTargets,
     SampleBody,
     SampledSequence,
     SampleResult,
     StopReason,
+    TopkTable,
 )
 from cyclora_workers.adapter import AdapterWeights
 from cyclora_workers.base_model import BaseModel
-from cyclora_workers.sampling.choose import DrawRule
+from cyclora_workers.sampling.choose import DrawRule, TopkRow
 from cyclora_workers.sampling.kv_cache import KvShape, RequestCache
 from cyclora_workers.sampling.prompt_report import PromptReport
 from cyclora_workers.sampling.randomness import as_seed
@@ -31,6 +33,7 @@ class Row:
     sample_index: int
     tokens: list[int] = field(default_factory=list[int])
     logprobs: list[float] = field(default_factory=list[float])
+    topk: list[TopkRow] = field(default_factory=list[TopkRow])
 
 
 class SampleRequest:
@@ -56,7 +59,8 @@ class SampleRequest:
         self.adapter = adapter
         self.draw_rule = DrawRule(params.temperature, max(params.top_k, 0), params.top_p)
         self.seed = as_seed(params.seed)
-        self.report = PromptReport(body)
+        self.topk_sample_logprobs = body.topk_sample_logprobs
+        self.report = PromptReport(body, self.seed)
         max_tokens = tokens_to_sample(
             len(body.prompt_tokens), params.max_tokens, base_model.max_context_length
         )
@@ -87,17 +91,24 @@ class SampleRequest:
             shape, self.num_prompt_tokens, len(self.rows), self.stop_rules.max_tokens
         )
 
-    def extend(self, tokens: Sequence[int], logprobs: Sequence[float]) -> None:
+    def extend(
+        self,
+        tokens: Sequence[int],
+        logprobs: Sequence[float],
+        topk: Sequence[TopkRow | None],
+    ) -> None:
         """Give every row its next token; rows that stop become sequences.
 
         Raises:
             UserError: the logits were not finite, as those of a diverged adapter.
         """
-        for row, token, logprob in zip(self.rows, tokens, logprobs, strict=True):
+        for row, token, logprob, topk_row in zip(self.rows, tokens, logprobs, topk, strict=True):
             if not math.isfinite(logprob):
                 raise self._not_finite()
             row.tokens.append(token)
             row.logprobs.append(logprob)
+            if topk_row is not None:
+                row.topk.append(topk_row)
         # From the last row on, so that the row moved into a gap has been looked at already.
         for index in range(len(self.rows) - 1, -1, -1):
             row = self.rows[index]
@@ -116,23 +127,29 @@ class SampleRequest:
 
     def result(self) -> SampleResult:
         """Sequences in sample order, once all rows have ended."""
-        report = self.report
-        return SampleResult(
-            [self._sequences[index] for index in range(self._num_samples)],
-            report.logprobs if report.wants_logprobs else None,
-            report.topk_tokens if report.k else None,
-            report.topk_logprobs if report.k else None,
-        )
+        sequences = [self._sequences[index] for index in range(self._num_samples)]
+        return self.report.complete(sequences)
 
     def _finish(self, row: Row, reason: StopReason) -> None:
         self._sequences[row.sample_index] = SampledSequence(
-            np.asarray(row.tokens, np.int32), np.asarray(row.logprobs, np.float32), reason
+            np.asarray(row.tokens, np.int32),
+            np.asarray(row.logprobs, np.float32),
+            reason,
+            _table(row, self.topk_sample_logprobs) if self.topk_sample_logprobs else None,
         )
 
     def _not_finite(self) -> Exception:
         if self.adapter is None:
             return ServerError("the base model's logits are not finite")
         return UserError("the logits are not finite; the adapter's weights have diverged")
+
+
+def _table(row: Row, k: int) -> TopkTable:
+    tokens = [each.tokens for each in row.topk]
+    logprobs = [each.logprobs for each in row.topk]
+    return TopkTable(
+        np.asarray(tokens, np.int32).reshape(-1, k), np.asarray(logprobs, np.float32).reshape(-1, k)
+    )
 
 
 def tokens_to_sample(num_prompt_tokens: int, max_tokens: int | None, context_length: int) -> int:
@@ -169,14 +186,28 @@ def check_body(body: SampleBody, base_model: BaseModel, *, can_detokenize: bool)
         raise UserError(f"temperature is {params.temperature}; it must be finite and at least 0")
     if not 0.0 <= params.top_p <= 1.0:
         raise UserError(f"top_p is {params.top_p}; it must be from 0 to 1")
-    if not 0 <= body.topk_prompt_logprobs <= vocab_size:
+    for name in ("topk_prompt_logprobs", "topk_sample_logprobs"):
+        if not 0 <= getattr(body, name) <= vocab_size:
+            raise UserError(f"{name} is {getattr(body, name)}; from 0 to {vocab_size} are accepted")
+    if body.prompt_alt_tokens_k < 0:
         raise UserError(
-            f"topk_prompt_logprobs is {body.topk_prompt_logprobs}; from 0 to {vocab_size} are "
-            "accepted"
+            f"prompt_alt_tokens_k is {body.prompt_alt_tokens_k}; it must not be negative"
         )
+    if body.targets is not None:
+        _check_targets(body.targets, len(prompt), vocab_size)
     if "" in params.stop_strings:
         raise UserError("a stop string is empty; every text contains it")
     if params.stop_strings and not can_detokenize:
         raise UserError(
             "stop strings need a tokenizer, which this base model has not; use stop token ids"
         )
+
+
+def _check_targets(targets: PromptTargets, num_prompt_tokens: int, vocab_size: int) -> None:
+    if targets.cells.num_rows != num_prompt_tokens - 1:
+        raise UserError(
+            f"target_prompt_logprobs has {targets.cells.num_rows} rows; expected one per prompt "
+            f"token after the first, {num_prompt_tokens - 1}"
+        )
+    if targets.tokens.size and not -1 <= targets.tokens.min() <= targets.tokens.max() < vocab_size:
+        raise UserError(f"target_prompt_logprobs has a token id that is not in [-1, {vocab_size})")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from cyclora_core.errors import UserError
-from cyclora_core.operations import SampleBody, SampleResult
+from cyclora_core.samples import SampleBody, SampleResult
 from cyclora_workers.adapter import AdapterWeights
 from cyclora_workers.base_model import BaseModel
 from cyclora_workers.sampling.chunking import PREFILL_BLOCK_TOKENS, share_prefill
@@ -193,7 +193,7 @@ class Sampler:
         if request.stop_rules.max_tokens == 0:
             request.finish_without_tokens()
         else:
-            request.extend(outcome.tokens, outcome.logprobs)
+            request.extend(outcome.tokens, outcome.logprobs, outcome.topk)
         if not request.rows:
             self._end(request, request.result())
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from cyclora_workers.base_model import BaseModel
 from cyclora_workers.context import PassContext, Segment
 from cyclora_workers.sampling.cached_attention import CachedAttention, DecodeSpan, PrefillSpan
-from cyclora_workers.sampling.choose import choose
+from cyclora_workers.sampling.choose import TopkRow, choose, top_logprobs
 from cyclora_workers.sampling.packing import (
     DecodePart,
     Draw,
@@ -40,6 +40,7 @@ class PartOutcome:
     part: Part
     tokens: list[int] = field(default_factory=list[int])
     logprobs: list[float] = field(default_factory=list[float])
+    topk: list[TopkRow | None] = field(default_factory=list[TopkRow | None])
     report_rows: list[ReportRows] = field(default_factory=list[ReportRows])
 
 
@@ -91,11 +92,13 @@ def _draw(
     rules = [draw.request.draw_rule for draw in draws]
     uniforms_SK = torch.from_numpy(_uniforms(draws)).to(logits_SV.device)
     tokens_SK, logprobs_SK = choose(logits_SV, rules, uniforms_SK)
-    chosen = zip(draws, tokens_SK.tolist(), logprobs_SK.tolist(), strict=True)
-    for draw, tokens, logprobs in chosen:
+    topk = top_logprobs(logits_SV, rules, [draw.request.topk_sample_logprobs for draw in draws])
+    chosen = zip(draws, tokens_SK.tolist(), logprobs_SK.tolist(), topk, strict=True)
+    for draw, tokens, logprobs, topk_row in chosen:
         outcome = outcomes[draw.request.request_id]
         outcome.tokens += tokens[: len(draw.rows)]
         outcome.logprobs += logprobs[: len(draw.rows)]
+        outcome.topk += [topk_row] * len(draw.rows)
 
 
 def _uniforms(draws: Sequence[Draw]) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
@@ -113,7 +116,7 @@ def _uniforms(draws: Sequence[Draw]) -> np.ndarray[tuple[int, ...], np.dtype[np.
 
 def _report(base_model: BaseModel, hidden_TD: Tensor, placed: PlacedPart) -> list[ReportRows]:
     part = placed.part
-    if isinstance(part, DecodePart) or not part.request.report.is_wanted:
+    if isinstance(part, DecodePart):
         return []
 
     def logits(hidden_SD: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cyclora_core.operations import SamplingParams, StopReason
+from cyclora_core.samples import SamplingParams, StopReason
 
 Detokenize = Callable[[Sequence[int]], str]
 

@@ -27,6 +27,7 @@ if ARGV[2] == 'done' then
 else
   redis.call('HSET', KEYS[1], 'error_message', ARGV[4], 'error_category', ARGV[5])
 end
+redis.call('HDEL', KEYS[1], 'entry')
 redis.call('PEXPIRE', KEYS[1], ARGV[6])
 redis.call('DEL', KEYS[2])
 redis.call('HDEL', KEYS[3], ARGV[8])

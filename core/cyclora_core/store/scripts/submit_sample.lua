@@ -19,6 +19,8 @@ end
 redis.call('HSET', KEYS[1], 'digest', ARGV[1])
 redis.call('ZADD', KEYS[8], 'XX', ARGV[10], ARGV[9])
 if future.state == 'pending' then
+  -- By which a cancellation finds it in the queue.
+  redis.call('HSET', KEYS[1], 'entry', ARGV[2])
   redis.call('SET', KEYS[2], ARGV[3])
   redis.call('RPUSH', KEYS[3], ARGV[2])
   redis.call('SADD', KEYS[4], ARGV[4])
