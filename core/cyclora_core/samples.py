@@ -102,6 +102,7 @@ class SampleBody:
 
     ``prompt_logprobs_last_n`` None reports on the whole prompt; a number blanks the logprobs and
     the top-k of all positions before the last n, and leaves targets and alternatives alone.
+    ``is_streamed`` has the worker show tokens as they are decoded; the result is the same.
 
     Shapes:
         prompt_tokens: [N] int32.
@@ -117,6 +118,7 @@ class SampleBody:
     prompt_alt_tokens_k: int = 0
     prompt_logprobs_last_n: int | None = None
     targets: PromptTargets | None = None
+    is_streamed: bool = False
 
     def to_payload(self) -> Payload:
         meta: dict[str, Any] = {
@@ -128,6 +130,7 @@ class SampleBody:
             "topk_sample_logprobs": self.topk_sample_logprobs,
             "prompt_alt_tokens_k": self.prompt_alt_tokens_k,
             "prompt_logprobs_last_n": self.prompt_logprobs_last_n,
+            "is_streamed": self.is_streamed,
         }
         arrays = {"prompt_tokens": self.prompt_tokens}
         if self.targets is not None:

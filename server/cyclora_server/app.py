@@ -14,9 +14,11 @@ import cyclora_core
 from cyclora_core.clock import Clock
 from cyclora_core.disk import free_bytes
 from cyclora_server import problems
+from cyclora_server.background import Background
 from cyclora_server.boundary import Boundary
 from cyclora_server.capacity import Capacity
 from cyclora_server.futures import FuturesHub
+from cyclora_server.inference.tokenizer import Tokenizers
 from cyclora_server.ports import StoragePort, StorePort
 from cyclora_server.routes import (
     admin,
@@ -27,6 +29,7 @@ from cyclora_server.routes import (
     credentials,
     custom_losses,
     futures,
+    inference,
     runs,
     sampling,
     service,
@@ -47,7 +50,10 @@ Most POST routes answer at once with a promise, `{"request_id": ...}`, which `re
 redeems. Requests of one model carry a `seq_id` and run in its order, whatever order they arrive in.
 A request sent again finds the promise of the first time.
 
-Send the API key, or a token that was exchanged for it, in the `X-API-Key` header.
+Under `/v1` (and `/oai/api/v1`) base models and checkpoints answer OpenAI's clients.
+
+Send the API key, or a token that was exchanged for it, in the `X-API-Key` header, or as a bearer
+token.
 """
 
 _TAGS = [
@@ -56,6 +62,7 @@ _TAGS = [
     {"name": "training", "description": "Models, passes and optimizer steps."},
     {"name": "weights", "description": "Checkpoints: saved and loaded."},
     {"name": "sampling", "description": "Sampling sessions and samples."},
+    {"name": "inference", "description": "For OpenAI's clients: chat and completions."},
     {"name": "futures", "description": "Redeeming promises."},
     {"name": "training runs", "description": "What a tenant has trained."},
     {"name": "checkpoints", "description": "Listed, kept, published and deleted."},
@@ -72,8 +79,11 @@ def create_app(settings: Settings, store: StorePort, storage: StoragePort, clock
     """Build the application; it opens and closes nothing that it was given."""
     hub = FuturesHub(store.futures)
     folder = Path(settings.storage_url)
+    background = Background()
     capacity = Capacity(settings, store.memory, lambda: free_bytes(folder))
-    services = Services(settings, store, storage, clock, hub, capacity)
+    services = Services(
+        settings, store, storage, clock, hub, capacity, Tokenizers(storage), background
+    )
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncGenerator[None, None]:
@@ -89,6 +99,7 @@ def create_app(settings: Settings, store: StorePort, storage: StoragePort, clock
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await background.finish()
 
     # The page's scripts come from here too: it must work where nothing else can be reached.
     app = FastAPIOffline(
@@ -120,6 +131,7 @@ def create_app(settings: Settings, store: StorePort, storage: StoragePort, clock
         audit.router,
         billing.router,
         admin.router,
+        *inference.routers,
     ):
         app.include_router(router)
     problems.install(app)

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Generator
 from contextlib import contextmanager
 
+from cyclora_core.partials import Progress
 from cyclora_core.records import Completion, Future, FutureState
 from cyclora_server import problems
 from cyclora_server.ports import FuturesPort
@@ -75,6 +76,21 @@ class FuturesHub:
                 found = await self._futures.completions(sampling_session_id, clone_id, prev_cursor)
                 if found or not await self._rings(bell, deadline):
                     return found
+
+    async def wait_progress(self, request_id: str, num_seen: int, hold_s: float) -> Progress:
+        """What a streamed sample got after ``num_seen`` tokens; nothing, if so after ``hold_s``."""
+        deadline = asyncio.get_running_loop().time() + hold_s
+        with self._bell(request_id) as bell:
+            while True:
+                bell.clear()
+                progress = await self._futures.progress(request_id, num_seen)
+                if progress.tokens or progress.is_final or not await self._rings(bell, deadline):
+                    return progress
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether nothing is waited for any more."""
+        return self._is_closing
 
     @property
     def num_waiting(self) -> int:

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from cyclora_core.custom_loss import CustomLoss
 from cyclora_core.ids import CheckpointPath
+from cyclora_core.partials import Progress
 from cyclora_core.records import (
     ApiKey,
     AuditEntry,
@@ -74,6 +75,7 @@ class SamplingPort(Protocol):
     """Sampling sessions."""
 
     async def create(self, record: SamplingSession, /) -> SamplingSession: ...
+    async def number(self, record: SamplingSession, count: int, kept_s: int, /) -> int: ...
     async def get(self, sampling_session_id: str, /) -> SamplingSession | None: ...
     async def join(self, sampling_session_id: str, /) -> int: ...
     async def of_session(self, session_id: str, /) -> list[str]: ...
@@ -121,8 +123,10 @@ class FuturesPort(Protocol):
 
     async def get(self, request_id: str, /) -> Future | None: ...
 
+    async def progress(self, request_id: str, num_seen: int, /) -> Progress: ...
+
     def subscribe(self) -> AbstractAsyncContextManager[AsyncIterator[str]]:
-        """Request ids as they become final; "" whenever announcements may have been missed."""
+        """Request ids with news; "" whenever announcements may have been missed."""
         ...
 
     async def completions(

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -81,19 +82,38 @@ _HEADERS: Mapping[int, Mapping[str, str]] = {
 }
 
 
-def answer(error: Exception) -> JSONResponse:
-    """The HTTP answer to any exception; logs those that are our fault."""
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """An error as HTTP says it, before it gets the form that a protocol wants."""
+
+    status: int
+    detail: str
+    is_invalid_token: bool = False
+
+    @property
+    def headers(self) -> dict[str, str]:
+        headers = dict(_HEADERS.get(self.status, {}))
+        if self.is_invalid_token:
+            headers["WWW-Authenticate"] = 'Bearer error="invalid_token"'
+        return headers
+
+
+def problem_of(error: Exception) -> Problem:
+    """What to tell of any exception; logs those that are our fault."""
     if isinstance(error, HTTPException):
-        return _problem(error.status_code, str(error.detail))
+        return Problem(error.status_code, str(error.detail))
     if isinstance(error, RequestValidationError):
-        return _problem(422, describe_violations(error.errors()))
+        return Problem(422, _shortened(describe_violations(error.errors())))
     for error_type, status in _STATUS:
         if isinstance(error, error_type):
-            response = _problem(status, str(error))
-            if isinstance(error, InvalidToken):
-                response.headers["WWW-Authenticate"] = 'Bearer error="invalid_token"'
-            return response
-    return _problem(500, report_fault(error))
+            return Problem(status, _shortened(str(error)), isinstance(error, InvalidToken))
+    return Problem(500, report_fault(error))
+
+
+def answer(error: Exception) -> JSONResponse:
+    """The HTTP answer to any exception."""
+    problem = problem_of(error)
+    return JSONResponse({"detail": problem.detail}, problem.status, problem.headers)
 
 
 def report_fault(error: Exception) -> str:
@@ -138,6 +158,5 @@ def install(app: FastAPI) -> None:
         app.add_exception_handler(expected, handle)
 
 
-def _problem(status: int, detail: str) -> JSONResponse:
-    headers = dict(_HEADERS.get(status, {}))
-    return JSONResponse({"detail": detail[:_MAX_DETAIL_CHARS]}, status, headers)
+def _shortened(detail: str) -> str:
+    return detail[:_MAX_DETAIL_CHARS]

@@ -8,8 +8,10 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from cyclora_core.clock import Clock
+from cyclora_server.background import Background
 from cyclora_server.capacity import Capacity
 from cyclora_server.futures import FuturesHub
+from cyclora_server.inference.tokenizer import Tokenizers
 from cyclora_server.ports import StoragePort, StorePort
 from cyclora_server.settings import Settings
 
@@ -26,6 +28,8 @@ class Services:
     clock: Clock
     hub: FuturesHub
     capacity: Capacity
+    tokenizers: Tokenizers
+    background: Background
 
 
 def _services(request: Request) -> Services:

@@ -75,6 +75,19 @@ class Settings(BaseSettings):
     reading after 45 seconds, so longer would look like a dead server.
     """
 
+    inference_timeout_s: float = Field(default=600.0, ge=1.0, le=86400.0)
+    """Seconds that a chat or completion may take before its client gets an error instead.
+
+    Longer than clients themselves wait (600 for OpenAI's) only keeps connections; the Tinker API
+    has no such bound.
+    """
+
+    default_completion_tokens: int = Field(default=2048, ge=1)
+    """Tokens that a chat answer may get when its client does not say, within the context.
+
+    Memory for all of them is reserved at its start: large, few answers run at one time.
+    """
+
     max_body_bytes: int = Field(default=64 * _MIB, ge=1024)
     """Largest request body accepted, in bytes as received.
 

@@ -103,7 +103,7 @@ def test_a_pass_result_keeps_the_shape_of_each_datum() -> None:
 
 def test_a_sample_and_its_result_survive_the_way() -> None:
     params = SamplingParams(max_tokens=5, seed=2**63, stop_strings=("a", "b"), stop_on_eos=False)
-    body = SampleBody(np.arange(4, dtype=np.int32), 2, params, "tinker://x", True, 3)
+    body = SampleBody(np.arange(4, dtype=np.int32), 2, params, "tinker://x", True, 3, True)
     sequences = [SampledSequence(np.arange(2, dtype=np.int32), floats(-1, -2), StopReason.STOP)]
     result = SampleResult(sequences, prompt_logprobs=floats(float("nan"), -1))
 

@@ -18,6 +18,7 @@ from cyclora_core.custom_loss import CustomLoss
 from cyclora_core.errors import ErrorCategory, NotFound
 from cyclora_core.ids import CheckpointKind, CheckpointPath
 from cyclora_core.operations import CustomLossResult, LoraConfig, OperationKind, Result
+from cyclora_core.partials import PartialToken, Progress
 from cyclora_core.records import (
     DEFAULT_PROJECT,
     EXPIRED,
@@ -237,9 +238,15 @@ class Sampling:
         session = SamplingSession(SAMPLER, TENANT, SESSION, BASE.name, None, None, 1000)
         self.records = {SAMPLER: session}
         self.num_clones = 0
+        self.next_seq_id = 1000
 
     async def create(self, record: SamplingSession) -> SamplingSession:
         return self.records.setdefault(record.sampling_session_id, record)
+
+    async def number(self, record: SamplingSession, count: int, kept_s: int) -> int:
+        self.records.setdefault(record.sampling_session_id, record)
+        self.next_seq_id += count
+        return self.next_seq_id - count
 
     async def get(self, sampling_session_id: str) -> SamplingSession | None:
         return self.records.get(sampling_session_id)
@@ -342,10 +349,20 @@ class Futures:
         self.acknowledged: list[str] = []
         self.handed_out: list[str] = []
         self.order: list[str] = []
+        self.partials: dict[str, list[PartialToken]] = {}
         self._subscribers: list[asyncio.Queue[str]] = []
 
     async def get(self, request_id: str) -> Future | None:
         return self.records.get(request_id)
+
+    async def progress(self, request_id: str, num_seen: int) -> Progress:
+        is_final = self.records[request_id].state is not FutureState.PENDING
+        shown = [] if is_final else self.partials.get(request_id, [])
+        return Progress(shown[num_seen:], is_final)
+
+    def show(self, request_id: str, *tokens: PartialToken) -> None:
+        self.partials.setdefault(request_id, []).extend(tokens)
+        self.announce(request_id)
 
     @asynccontextmanager
     async def subscribe(self) -> AsyncGenerator[AsyncIterator[str], None]:
@@ -442,7 +459,8 @@ class Cancellations:
         future = await self._futures.get(ids.request_id(sampling_session_id, seq_id))
         if future is None:
             return CancelOutcome.UNKNOWN
-        assert (future.tenant_id, base_model) == (tenant_id, BASE.name)
+        assert future.tenant_id == tenant_id
+        assert base_model
         if future.state is not FutureState.PENDING:
             return CancelOutcome.FINAL
         self.cancelled.append(future.request_id)

@@ -148,6 +148,7 @@ class Executor:
                 if not outcomes:
                     finished = await self._in_thread(self._engine.decode_between_microbatches)
                     await self._samples.settle(finished)
+                    await self._samples.show()
         for run in runs:
             # Looked for before anything is settled: a client that awaits its forward_backward
             # sends the optim_step only afterwards, so what is there now was pipelined.

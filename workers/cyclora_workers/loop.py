@@ -23,6 +23,8 @@ from cyclora_workers.sample_desk import SampleDesk
 
 _CLAIM_WAIT_S = 1.0
 _DECODE_STEPS_PER_TURN = 8
+_STREAMED_STEPS_PER_TURN = 2
+"""Whoever reads along sees two tokens at a time; every turn costs a round trip to the store."""
 
 _log = structlog.get_logger()
 
@@ -139,7 +141,11 @@ class Worker:
         await self._store.workers.release(self._worker_id, cycle.cycle_id, self._stats())
 
     async def _decode(self) -> None:
-        finished = await self._in_thread(self._engine.decode, _DECODE_STEPS_PER_TURN)
+        num_steps = (
+            _STREAMED_STEPS_PER_TURN if self._engine.sampler.has_streams else _DECODE_STEPS_PER_TURN
+        )
+        finished = await self._in_thread(self._engine.decode, num_steps)
+        await self._samples.show()
         if finished:
             await self._samples.settle(finished)
             await self._store.workers.report(self._worker_id, self._stats())

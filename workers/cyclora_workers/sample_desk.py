@@ -104,6 +104,11 @@ class SampleDesk:
 
         return await read_checkpoint(self._store, self._storage, body.weights_path, read)
 
+    async def show(self) -> None:
+        """Let whoever streams a running sample see its new tokens."""
+        partials = self._engine.sampler.take_partials()
+        await self._store.operations.show_partials(self._worker_id, partials)
+
     async def settle(self, finished: Sequence[FinishedSample]) -> None:
         for each in finished:
             running = self._running.pop(each.request_id, None)

@@ -61,6 +61,7 @@ class Cancellations:
                     keys.worker_cancelled(worker_id),
                     keys.worker_inbox(worker_id),
                     keys.pending_samples(ids.session_of(sampling_session_id)),
+                    keys.partial(request_id),
                 ],
                 [
                     worker_id,

@@ -12,8 +12,10 @@ import structlog
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from cyclora_core import partials
 from cyclora_core.errors import ErrorCategory
 from cyclora_core.operations import OperationKind
+from cyclora_core.partials import RECORD_BYTES, Progress
 from cyclora_core.records import (
     ACKNOWLEDGED_KEPT_S,
     FETCHED_KEPT_S,
@@ -71,9 +73,21 @@ class Futures:
             error=error,
         )
 
+    async def progress(self, request_id: str, num_seen: int) -> Progress:
+        """Tokens of a streamed sample after the first ``num_seen``, as far as they are shown.
+
+        Once it is final nothing is shown any more; its result has them all.
+        """
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.getrange(self._keys.partial(request_id), num_seen * RECORD_BYTES, -1)
+            pipe.hget(self._keys.future(request_id), "state")
+            data, state = await pipe.execute()
+        is_final = state is None or FutureState(state.decode()) is not FutureState.PENDING
+        return Progress(partials.decode(data), is_final)
+
     @asynccontextmanager
     async def subscribe(self) -> AsyncGenerator[AsyncIterator[str], None]:
-        """Request ids as they become final.
+        """Request ids as they become final, and those of streamed samples as they get tokens.
 
         Yields "" first and after every reconnect: announcements may have been missed, so
         everything that is waited for must be looked at again.
@@ -111,7 +125,8 @@ class Futures:
             if message is not None:
                 heard_s = time.monotonic()
                 if message["type"] == "message":
-                    yield message["data"].decode()
+                    for request_id in message["data"].decode().split():
+                        yield request_id
             elif time.monotonic() - heard_s >= self._timeout_s:
                 raise RedisTimeoutError(f"nothing heard for {self._timeout_s:g} s")
             else:

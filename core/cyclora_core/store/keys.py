@@ -102,6 +102,9 @@ class Keys:
     def body(self, request_id: str) -> str:
         return f"{self.prefix}:body:{request_id}"
 
+    def partial(self, request_id: str) -> str:
+        return f"{self.prefix}:partial:{request_id}"
+
     def settled_channel(self) -> str:
         return f"{self.prefix}:settled"
 

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from cyclora_core import partials
 from cyclora_core.errors import FencedOut, ServerError
 from cyclora_core.ids import session_of
 from cyclora_core.operations import OperationKind
+from cyclora_core.partials import RECORD_BYTES, Partial
 from cyclora_core.records import FutureState, OperationError, Submission, SubmitOutcome
 from cyclora_core.store.connection import Connection
 from cyclora_core.store.futures import FUTURE_TTL_MS, clone_of
@@ -32,6 +34,10 @@ _REPLAYED_KINDS = frozenset(
 
 MAX_SEQ_IDS_AHEAD = 10_000
 """How far ahead of a model's log a request may come; bounds what one gap can make us hold."""
+
+
+_PARTIAL_TTL_MS = 10 * 60 * 1000
+"""A sample without news for this long is shown again only from its next token on."""
 
 
 class SettleOutcome(StrEnum):
@@ -299,6 +305,7 @@ class Operations:
                 keys.pending_samples(session_id),
                 keys.metered(tenant_id, hour_of(now_ms)),
                 keys.trace(session_id),
+                keys.partial(request_id),
             ],
             [
                 worker_id,
@@ -320,6 +327,20 @@ class Operations:
             ],
         )
         return _settle_outcome(reply.decode(), request_id)
+
+    async def show_partials(self, worker_id: str, samples: Sequence[Partial]) -> None:
+        """Show new tokens of streamed samples; of those that went to another worker, nothing."""
+        if not samples:
+            return
+        keys, args = list[str](), list[str | int | bytes]()
+        for each in samples:
+            keys += [self._keys.future(each.request_id), self._keys.partial(each.request_id)]
+            place = each.first * RECORD_BYTES
+            args += [each.request_id, place, partials.encode(each.tokens)]
+        channel = self._keys.settled_channel()
+        await self._connection.run(
+            "show_partials", keys, [worker_id, _PARTIAL_TTL_MS, channel, *args]
+        )
 
 
 def _mark(operation: PlannedOperation, outcome: Outcome) -> str:

@@ -28,6 +28,22 @@ class SamplingSessions:
         stored = await self.get(record.sampling_session_id)
         return stored or record
 
+    async def number(self, record: SamplingSession, count: int, kept_s: int) -> int:
+        """The first of ``count`` seq_ids that no other request of this sampling session gets.
+
+        For requests that their clients do not number. The record is made if it is not there, and
+        goes ``kept_s`` after its last use. Numbers begin at its creation in milliseconds, so that
+        one made anew later does not repeat those of the one before.
+        """
+        key = self._keys.sampling_session(record.sampling_session_id)
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hsetnx(key, "record", codec.dump(record))
+            pipe.hsetnx(key, "next_seq_id", record.created_at_ms)
+            pipe.hincrby(key, "next_seq_id", count)
+            pipe.expire(key, kept_s)
+            *_, next_seq_id, _ = await pipe.execute()
+        return int(next_seq_id) - count
+
     async def get(self, sampling_session_id: str) -> SamplingSession | None:
         key = self._keys.sampling_session(sampling_session_id)
         data = await self._redis.hget(key, "record")

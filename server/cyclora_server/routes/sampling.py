@@ -41,7 +41,7 @@ async def create_sampling_session(
     services: ServicesDep,
 ) -> Json:
     await access.live_session(services, identity.tenant_id, body.session_id)
-    base_model, is_shared = await _to_sample(services, identity, body)
+    base_model, is_shared = await weights_to_sample(services, identity, body)
     record = SamplingSession(
         sampling_session_id=ids.sampling_session_id(body.session_id, body.sampling_session_seq_id),
         tenant_id=identity.tenant_id,
@@ -64,7 +64,7 @@ async def create_sampling_session(
     }
 
 
-async def _to_sample(
+async def weights_to_sample(
     services: Services, identity: Identity, body: bodies.CreateSamplingSession
 ) -> tuple[str, bool]:
     """The base model of a new sampling session, and whether its weights are another tenant's.

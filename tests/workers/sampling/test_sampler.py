@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from cyclora_core.errors import ServerError, UserError
+from cyclora_core.partials import PartialToken
 from cyclora_core.samples import SampleResult, StopReason
 from cyclora_workers.adapter import AdapterWeights, ModuleAdapter
 from cyclora_workers.sampling.kv_cache import KvShape
@@ -420,3 +422,42 @@ def test_an_idle_sampler_steps_without_effect(qwen3: TinyModel) -> None:
 def test_a_prefill_chunk_below_one_block_is_refused(qwen3: TinyModel) -> None:
     with pytest.raises(ValueError, match="at least 64"):
         sampler(qwen3.base_model, prefill_chunk_tokens=63)
+
+
+def test_partial_tokens_stand_in_an_order_that_rows_which_end_early_do_not_change(
+    qwen3: TinyModel,
+) -> None:
+    free = sample(qwen3.base_model, body(PROMPT, num_samples=4, seed=5, max_tokens=10))
+    stop = tokens_of(free.sequences[1])[2]
+    request = dataclasses.replace(
+        body(PROMPT, num_samples=4, seed=5, max_tokens=10, stop_token_ids=[stop]), is_streamed=True
+    )
+    watched = sampler(qwen3.base_model)
+    watched.admit("watched", request, None)
+    shown: list[PartialToken] = []
+    results: list[SampleResult | Exception] = []
+    while not watched.is_idle:
+        results += [each.result for each in watched.step()]
+        for partial in watched.take_partials():
+            assert partial.first == len(shown)
+            shown += partial.tokens
+
+    (result,) = results
+    assert isinstance(result, SampleResult)
+    sequences = [tokens_of(sequence) for sequence in result.sequences]
+    assert len({len(sequence) for sequence in sequences}) > 1
+    expected = sorted(
+        (at, row) for row, tokens in enumerate(sequences) for at in range(len(tokens))
+    )
+    seen = [(each.sample_index, each.token) for each in shown]
+    assert seen == [(row, sequences[row][at]) for at, row in expected][: len(seen)]
+    assert len(seen) >= len(expected) - 4
+
+
+def test_a_request_that_nobody_streams_shows_nothing(qwen3: TinyModel) -> None:
+    alone = sampler(qwen3.base_model)
+    alone.admit("alone", body(PROMPT), None)
+    alone.step()
+
+    assert not alone.has_streams
+    assert alone.take_partials() == []

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cyclora_core.errors import ServerError, UserError
+from cyclora_core.partials import Partial, PartialToken
 from cyclora_core.samples import (
     PromptTargets,
     SampleBody,
@@ -70,6 +71,9 @@ class SampleRequest:
         self._num_samples = body.num_samples
         self._detokenize = detokenize
         self._sequences: dict[int, SampledSequence] = {}
+        self.is_streamed = body.is_streamed
+        self._unshown: list[PartialToken] = []
+        self._num_shown = 0
         self._cache: RequestCache | None = None
 
     @property
@@ -109,6 +113,14 @@ class SampleRequest:
             row.logprobs.append(logprob)
             if topk_row is not None:
                 row.topk.append(topk_row)
+        if self.is_streamed:
+            self._unshown += sorted(
+                (
+                    PartialToken(row.sample_index, row.tokens[-1], row.logprobs[-1])
+                    for row in self.rows
+                ),
+                key=lambda each: each.sample_index,
+            )
         # From the last row on, so that the row moved into a gap has been looked at already.
         for index in range(len(self.rows) - 1, -1, -1):
             row = self.rows[index]
@@ -118,6 +130,15 @@ class SampleRequest:
                 moved = self.rows[self.cache.remove_row(index)]
                 self.rows[index] = moved
                 self.rows.pop()
+
+    def take_partial(self) -> Partial | None:
+        """What came since this was last asked; None if nothing did."""
+        if not self._unshown:
+            return None
+        partial = Partial(self.request_id, self._num_shown, self._unshown)
+        self._num_shown += len(self._unshown)
+        self._unshown = []
+        return partial
 
     def finish_without_tokens(self) -> None:
         """End every row as it is: for requests that ask about their prompt only."""

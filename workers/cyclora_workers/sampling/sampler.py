@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from cyclora_core.errors import UserError
+from cyclora_core.partials import Partial
 from cyclora_core.samples import SampleBody, SampleResult
 from cyclora_workers.adapter import AdapterWeights
 from cyclora_workers.base_model import BaseModel
@@ -89,6 +90,11 @@ class Sampler:
         return len(self._waiting)
 
     @property
+    def has_streams(self) -> bool:
+        """Whether anybody watches a request that has not ended."""
+        return any(request.is_streamed for request in (*self._running.values(), *self._waiting))
+
+    @property
     def free_kv_tokens(self) -> int:
         """Tokens that running requests have not reserved."""
         return self._max_kv_tokens - sum(r.num_kv_tokens for r in self._running.values())
@@ -124,6 +130,14 @@ class Sampler:
         """Forget a request wherever it stands; nothing happens if it has ended."""
         self._running.pop(request_id, None)
         self._waiting = deque(r for r in self._waiting if r.request_id != request_id)
+
+    def take_partials(self) -> list[Partial]:
+        """What running streamed requests got since this was last asked.
+
+        Of those that have ended nothing is left to show: their result says it all.
+        """
+        partials = [r.take_partial() for r in self._running.values() if r.is_streamed]
+        return [partial for partial in partials if partial is not None]
 
     def step(self) -> list[FinishedSample]:
         """Prefill a chunk and decode one token per row; returns what ended with it."""

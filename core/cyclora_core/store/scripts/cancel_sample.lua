@@ -1,7 +1,7 @@
 -- End a sample that nobody waits for, wherever it stands.
 -- KEYS: 1 future  2 body  3 sample_queue (list)  4 sample_tenants (set)  5 completions (zset)
 --       6 worker_samples (hash)  7 worker_cancelled (set)  8 worker_inbox (list), all three of the
---       expected worker  9 pending_samples (set)
+--       expected worker  9 pending_samples (set)  10 partial (string)
 -- ARGV: 1 expected worker_id, "" when it waits  2 tenant_id  3 state  4 error_message
 --       5 error_category  6 future_ttl_ms  7 settled channel  8 request_id
 -- Returns: "cancelled", "final", "unknown", or "moved": it is with another worker than expected.
@@ -14,7 +14,7 @@ if (held[2] or '') ~= ARGV[1] then return 'moved' end
 redis.call('HSET', KEYS[1], 'state', ARGV[3], 'error_message', ARGV[4], 'error_category', ARGV[5])
 redis.call('HDEL', KEYS[1], 'entry')
 redis.call('PEXPIRE', KEYS[1], ARGV[6])
-redis.call('DEL', KEYS[2])
+redis.call('DEL', KEYS[2], KEYS[10])
 redis.call('SREM', KEYS[9], ARGV[8])
 if ARGV[1] ~= '' then
   redis.call('HDEL', KEYS[6], ARGV[8])

@@ -1,6 +1,6 @@
 -- Store the outcome of one sample.
 -- KEYS: 1 future  2 body  3 worker_samples (hash)  4 completions (zset)  5 usage (hash)
---       6 pending_samples (set)  7 metered (hash of this hour)  8 trace (list)
+--       6 pending_samples (set)  7 metered (hash of this hour)  8 trace (list)  9 partial (string)
 -- ARGV: 1 worker_id  2 state  3 result  4 error_message  5 error_category  6 future_ttl_ms
 --       7 settled channel  8 request_id  9 prefilled tokens  10 sampled tokens
 --       11 metered field of the former  12 metered field of the latter  13 metered_ttl_ms
@@ -29,7 +29,7 @@ else
 end
 redis.call('HDEL', KEYS[1], 'entry')
 redis.call('PEXPIRE', KEYS[1], ARGV[6])
-redis.call('DEL', KEYS[2])
+redis.call('DEL', KEYS[2], KEYS[9])
 redis.call('HDEL', KEYS[3], ARGV[8])
 redis.call('SREM', KEYS[6], ARGV[8])
 local last = redis.call('ZRANGE', KEYS[4], -1, -1, 'WITHSCORES')
