@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from cyclora_client import admin_cli
+from cyclora_client import adapters_cli, admin_cli
 from cyclora_client.tokenizers import TokenizerSource, default_cache, offline_environment
 from cyclora_client.up.display import choose_display
 from cyclora_client.up.memory import parse_store_memory
@@ -26,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(admin_cli.app, name="admin")
+app.add_typer(adapters_cli.app, name="adapters")
 
 
 @app.command()

@@ -17,6 +17,7 @@ import numpy as np
 from cyclora_core.custom_loss import CustomLoss
 from cyclora_core.optimizers import OptimizerType
 from cyclora_core.payload import Array, Payload
+from cyclora_core.peft import LORA_ALPHA
 from cyclora_core.ragged import get_ragged, put_ragged
 from cyclora_core.samples import SampleBody, SampleResult
 
@@ -31,6 +32,7 @@ class OperationKind(StrEnum):
     OPTIM_STEP = "optim_step"
     SAVE_WEIGHTS = "save_weights"
     SAVE_WEIGHTS_FOR_SAMPLER = "save_weights_for_sampler"
+    SAVE_WEIGHTS_EXTERNAL = "save_weights_external"
     UNLOAD_MODEL = "unload_model"
     SAMPLE = "sample"
     CREATE_CUSTOM_LOSS = "create_custom_loss"
@@ -55,13 +57,18 @@ class _Record:
 
 @dataclass(frozen=True, slots=True)
 class LoraConfig(_Record):
-    """Shape of an adapter; lora_alpha is always 32, so scaling = 32 / lora_rank."""
+    """Shape of an adapter; scaling = lora_alpha / lora_rank.
+
+    ``lora_alpha`` is 32 for every adapter that is created here, as the Tinker service has it; one
+    that was uploaded keeps its own.
+    """
 
     lora_rank: int = 32
     seed: int = 0
     train_attn: bool = True
     train_mlp: bool = True
     train_unembed: bool = True
+    lora_alpha: float = LORA_ALPHA
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +219,7 @@ class OptimStepResult(_Record):
 
 @dataclass(frozen=True, slots=True)
 class SaveWeightsBody(_Record):
-    """Body of ``save_weights`` and ``save_weights_for_sampler``.
+    """Body of ``save_weights``, ``save_weights_for_sampler`` and ``save_weights_external``.
 
     ``path`` is the ``tinker://`` path of a named checkpoint. For an ephemeral sampler save
     ``sampling_session_id`` names the session to create, and ``path`` is our own unlisted one.
@@ -223,6 +230,8 @@ class SaveWeightsBody(_Record):
     ttl_s: int | None = None
     overwrite: bool = False
     user_metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+    age_recipients: Sequence[str] = field(default_factory=list[str])
+    """Public keys to which every file of an external save is encrypted; none: not encrypted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +295,7 @@ BODY_TYPES: Mapping[OperationKind, Any] = {
     OperationKind.OPTIM_STEP: _AnyOptimStep,
     OperationKind.SAVE_WEIGHTS: SaveWeightsBody,
     OperationKind.SAVE_WEIGHTS_FOR_SAMPLER: SaveWeightsBody,
+    OperationKind.SAVE_WEIGHTS_EXTERNAL: SaveWeightsBody,
     OperationKind.SAMPLE: SampleBody,
 }
 
@@ -298,6 +308,7 @@ RESULT_TYPES: Mapping[OperationKind, Any] = {
     OperationKind.OPTIM_STEP: OptimStepResult,
     OperationKind.SAVE_WEIGHTS: SaveWeightsResult,
     OperationKind.SAVE_WEIGHTS_FOR_SAMPLER: SaveWeightsResult,
+    OperationKind.SAVE_WEIGHTS_EXTERNAL: SaveWeightsResult,
     OperationKind.SAMPLE: SampleResult,
     OperationKind.CREATE_CUSTOM_LOSS: CustomLossResult,
 }

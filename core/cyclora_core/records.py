@@ -24,6 +24,10 @@ ACKNOWLEDGED_KEPT_S = 10 * 60
 """How long after its client said that it holds the result."""
 
 
+UPLOADED = "upload:"
+"""Begins the source of a run that holds an adapter that was uploaded, not a copy."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tenant:
     """One isolated party; owns API keys, sessions, models."""

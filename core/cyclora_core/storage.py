@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from cyclora_core.errors import NotFound
@@ -45,6 +46,18 @@ def is_base_model_name(name: str) -> bool:
     return _BASE_MODEL_RE.fullmatch(name) is not None
 
 
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """One file of a checkpoint, never written to again."""
+
+    path: Path
+    num_bytes: int
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+
 class Storage:
     """A folder shared by all processes of one deployment."""
 
@@ -56,6 +69,14 @@ class Storage:
         if not _REVISION_RE.fullmatch(revision):
             raise ValueError(f"{revision!r} is not a revision")
         return self._checkpoint(path) / revision
+
+    def checkpoint_files(self, path: CheckpointPath, revision: str) -> list[StoredFile]:
+        """The files of one revision by name; none of a revision that is gone."""
+        folder = self.checkpoint_dir(path, revision)
+        found: list[StoredFile] = []
+        with contextlib.suppress(FileNotFoundError):  # deleted, perhaps this very moment
+            found = [StoredFile(each, each.stat().st_size) for each in sorted(folder.iterdir())]
+        return found
 
     def delete_checkpoint(self, path: CheckpointPath) -> None:
         """Delete all revisions, and the folders above them once nothing is left there."""
@@ -74,6 +95,28 @@ class Storage:
             return False
         _remove_empty(*list(folder.parents)[:3])
         return True
+
+    def begin_revision(self, path: CheckpointPath, revision: str) -> Path:
+        """An empty folder for a revision that nobody else writes.
+
+        Raises:
+            OSError: there is no room.
+        """
+        folder = self.checkpoint_dir(path, revision)
+        folder.mkdir(parents=True)
+        return folder
+
+    def finish_revision(self, path: CheckpointPath, revision: str) -> int:
+        """Bring all that was written of a revision to disk; returns its size in bytes.
+
+        Raises:
+            OSError: storage does not take it.
+        """
+        folder = self.checkpoint_dir(path, revision)
+        files = list(folder.iterdir())
+        for made in (*files, folder, *list(folder.parents)[:4]):
+            _sync(made)
+        return total_bytes(files)
 
     def copy_revision(
         self,

@@ -70,7 +70,8 @@ class ModelRecord:
     is_ended: bool = False
     """Whether it was unloaded: its state is gone, and nothing more can be done with it."""
     copied_from: str | None = None
-    """The checkpoint that it holds a copy of, and nothing else; None for one that was trained."""
+    """The checkpoint that it holds a copy of, or ``upload:{digest}`` for an adapter that was
+    uploaded, and nothing else; None for one that was trained."""
     project_id: str | None = None
     """Of a copy, which has no session whose project counts."""
     optimizer_type: OptimizerType = OptimizerType.ADAMW

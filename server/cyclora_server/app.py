@@ -21,6 +21,7 @@ from cyclora_server.futures import FuturesHub
 from cyclora_server.inference.tokenizer import Tokenizers
 from cyclora_server.ports import StoragePort, StorePort
 from cyclora_server.routes import (
+    adapters,
     admin,
     audit,
     billing,
@@ -28,6 +29,7 @@ from cyclora_server.routes import (
     copies,
     credentials,
     custom_losses,
+    downloads,
     futures,
     inference,
     runs,
@@ -66,6 +68,7 @@ _TAGS = [
     {"name": "futures", "description": "Redeeming promises."},
     {"name": "training runs", "description": "What a tenant has trained."},
     {"name": "checkpoints", "description": "Listed, kept, published and deleted."},
+    {"name": "downloads", "description": "Files of checkpoints, by signed URLs."},
     {"name": "tokenizers", "description": "Files for clients without network access."},
     {"name": "billing", "description": "What was used, as it was metered."},
     {
@@ -127,6 +130,9 @@ def create_app(settings: Settings, store: StorePort, storage: StoragePort, clock
         runs.router,
         checkpoints.router,
         copies.router,
+        adapters.router,
+        downloads.router,
+        downloads.public_router,
         tokenizers.router,
         audit.router,
         billing.router,

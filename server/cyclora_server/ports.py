@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Protocol
 
 from cyclora_core.custom_loss import CustomLoss
 from cyclora_core.ids import CheckpointPath
 from cyclora_core.partials import Progress
+from cyclora_core.peft import TargetModule
 from cyclora_core.records import (
     ApiKey,
     AuditEntry,
@@ -27,6 +29,7 @@ from cyclora_core.records import (
     Tenant,
     WorkerStatus,
 )
+from cyclora_core.storage import StoredFile
 from cyclora_core.store.cancellations import CancelOutcome
 from cyclora_core.store.checkpoints import CheckpointFiles
 from cyclora_core.store.custom_losses import CreateLossOutcome
@@ -178,6 +181,7 @@ class BaseModelsPort(Protocol):
 
     async def get(self, name: str, /) -> BaseModelInfo | None: ...
     async def list(self) -> list[BaseModelInfo]: ...
+    async def target_modules(self, name: str, /) -> list[TargetModule]: ...
 
 
 class WorkersPort(Protocol):
@@ -273,6 +277,9 @@ class StoragePort(Protocol):
     """The files that the server hands out or deletes; all calls block."""
 
     def tokenizer_file(self, base_model: str, name: str, /) -> bytes: ...
+    def checkpoint_files(self, path: CheckpointPath, revision: str, /) -> list[StoredFile]: ...
+    def begin_revision(self, path: CheckpointPath, revision: str, /) -> Path: ...
+    def finish_revision(self, path: CheckpointPath, revision: str, /) -> int: ...
     def delete_revision(self, path: CheckpointPath, revision: str, /) -> bool: ...
     def copy_revision(
         self,

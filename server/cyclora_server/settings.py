@@ -100,6 +100,13 @@ class Settings(BaseSettings):
     Every request in flight may take this much memory; the store refuses payloads above 256 MiB.
     """
 
+    max_upload_bytes: int = Field(default=4096 * _MIB, ge=1024)
+    """Largest adapter accepted as an upload, in bytes.
+
+    While it is checked it takes up to three times as much of the disk; very small, adapters of
+    large base models cannot be uploaded.
+    """
+
     max_store_memory_fraction: float = Field(default=0.8, gt=0.0, le=1.0)
     """Part of the store's memory (its maxmemory, or else the machine's) up to which new work is
     accepted; beyond it clients are told to come back.

@@ -9,13 +9,18 @@ from cyclora_server.services import Services
 from cyclora_server.signing import UrlSigner
 
 
-async def signed_url(request: Request, services: Services, path: str) -> str:
-    """A URL by which ``path`` can be read without an API key, for as long as the settings say.
+def url_expiry(services: Services) -> int:
+    """When a URL that is signed now expires, in ms: whole seconds, as an Expires header has."""
+    now_s = services.clock.now_ms() // 1000
+    return (now_s + services.settings.download_url_ttl_s) * 1000
+
+
+async def signed_url(request: Request, services: Services, path: str, expires_at_ms: int) -> str:
+    """A URL by which ``path`` can be read without an API key until then.
 
     Its base is the one that the client uses, a path prefix included.
     """
     signer = await UrlSigner.of(services.store.secrets)
-    expires_at_ms = services.clock.now_ms() + services.settings.download_url_ttl_s * 1000
     base = services.settings.public_url or str(request.base_url)
     return f"{base.rstrip('/')}{path}?{signer.sign(path, expires_at_ms)}"
 

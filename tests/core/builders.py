@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+import pyrage
 
 from cyclora_core import ids
 from cyclora_core.errors import ErrorCategory
@@ -75,3 +78,23 @@ async def add_worker(
     info = BaseModelInfo(base_model, 64, 128, [2], "Qwen3ForCausalLM", 1000, 64, "/a/b/c/d")
     stats = WorkerStats(free_sample_tokens=free_sample_tokens, max_sample_tokens=free_sample_tokens)
     await store.workers.register(worker_id, name, info, lease_s, stats)
+
+
+_pyrage: Any = pyrage  # parts of it come without types
+
+
+def age_identity() -> Any:
+    """A new private key; its ``to_public()`` as text is a recipient."""
+    return _pyrage.x25519.Identity.generate()
+
+
+def age_decrypt(data: bytes, identity: Any) -> bytes:
+    """What was encrypted to an identity.
+
+    Raises:
+        ValueError: it was not.
+    """
+    try:
+        return _pyrage.decrypt(data, [identity])
+    except _pyrage.DecryptError as error:
+        raise ValueError(str(error)) from error

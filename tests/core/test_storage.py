@@ -8,7 +8,7 @@ import pytest
 
 from cyclora_core.errors import NotFound
 from cyclora_core.ids import CheckpointKind, CheckpointPath
-from cyclora_core.storage import Storage, is_base_model_name
+from cyclora_core.storage import Storage, StoredFile, is_base_model_name
 
 MODEL = "11111111-2222-3333-4444-555555555555:train:0"
 
@@ -38,6 +38,34 @@ def test_tokenizer_files_are_copied_and_read_by_name(tmp_path: Path) -> None:
 def test_no_other_file_can_be_read(tmp_path: Path, base_model: str, name: str) -> None:
     with pytest.raises(NotFound):
         Storage(tmp_path).tokenizer_file(base_model, name)
+
+
+def test_the_files_of_a_revision_are_listed_by_name_and_none_of_one_that_is_gone(
+    tmp_path: Path,
+) -> None:
+    storage = Storage(tmp_path)
+    path = CheckpointPath(MODEL, CheckpointKind.EXTERNAL, "hf")
+    folder = storage.checkpoint_dir(path, "3")
+    folder.mkdir(parents=True)
+    for name in ("b", "a"):
+        (folder / name).write_text(name * 5)
+
+    files = storage.checkpoint_files(path, "3")
+
+    assert files == [StoredFile(folder / "a", 5), StoredFile(folder / "b", 5)]
+    assert storage.checkpoint_files(path, "4") == []
+
+
+def test_a_revision_is_begun_once_and_finished_with_its_size(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    path = CheckpointPath(MODEL, CheckpointKind.TRAINING, "uploaded")
+    folder = storage.begin_revision(path, "12")
+    (folder / "a").write_bytes(b"12345")
+
+    assert storage.finish_revision(path, "12") == 5
+    assert folder == storage.checkpoint_dir(path, "12")
+    with pytest.raises(FileExistsError):
+        storage.begin_revision(path, "12")
 
 
 def test_older_snapshots_are_deleted_and_newer_ones_kept(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from cyclora_core import ids
 from cyclora_core.clock import ManualClock
 from cyclora_core.errors import NotFound, Unavailable
 from cyclora_core.operations import LoraConfig
+from cyclora_core.peft import ModuleGroup, TargetModule
 from cyclora_core.records import SamplingSession, Session
 from cyclora_core.store import Store, patience
 
@@ -153,3 +154,17 @@ async def test_a_store_that_does_not_answer_is_unavailable(
 
     with pytest.raises(Unavailable, match="does not answer"):
         await Store.open(f"unix://{tmp_path}/nobody.sock")
+
+
+async def test_what_an_adapter_of_a_base_model_looks_like_is_kept_in_model_order(
+    store: Store,
+) -> None:
+    modules = [
+        TargetModule("model.layers.0.self_attn.q_proj", 4, 6, ModuleGroup.ATTN),
+        TargetModule("lm_head", 4, 100, ModuleGroup.UNEMBED),
+    ]
+
+    await store.base_models.put_target_modules("org/tiny", modules)
+
+    assert await store.base_models.target_modules("org/tiny") == modules
+    assert await store.base_models.target_modules("org/other") == []

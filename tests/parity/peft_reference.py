@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from cyclora_core.losses import LOSS_RULES
 from cyclora_core.operations import Datum, PassBody
-from cyclora_workers.adapter import LORA_ALPHA, AdapterState
+from cyclora_core.peft import LORA_ALPHA
+from cyclora_workers.adapter import AdapterState
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from cyclora_core import ids, payload
@@ -19,6 +20,7 @@ from cyclora_core.errors import ErrorCategory, NotFound
 from cyclora_core.ids import CheckpointKind, CheckpointPath
 from cyclora_core.operations import CustomLossResult, LoraConfig, OperationKind, Result
 from cyclora_core.partials import PartialToken, Progress
+from cyclora_core.peft import ModuleGroup, TargetModule
 from cyclora_core.records import (
     DEFAULT_PROJECT,
     EXPIRED,
@@ -36,6 +38,7 @@ from cyclora_core.records import (
     Tenant,
     WorkerStatus,
 )
+from cyclora_core.storage import StoredFile
 from cyclora_core.store.cancellations import CancelOutcome
 from cyclora_core.store.checkpoints import CheckpointFiles
 from cyclora_core.store.custom_losses import CreateLossOutcome
@@ -60,6 +63,12 @@ BASE = BaseModelInfo(
     tokenizer_path="/models/org/tiny",
     tokenizer_files=("tokenizer.json",),
 )
+MODULES = [
+    TargetModule("model.layers.0.self_attn.q_proj", 4, 6, ModuleGroup.ATTN),
+    TargetModule("model.layers.0.self_attn.v_proj", 4, 4, ModuleGroup.ATTN),
+    TargetModule("model.layers.0.mlp.up_proj", 4, 8, ModuleGroup.MLP),
+    TargetModule("lm_head", 4, 100, ModuleGroup.UNEMBED),
+]
 SESSION = "00000000-0000-4000-8000-000000000001"
 MODEL = ids.model_id(SESSION, 0)
 SAMPLER = ids.sampling_session_id(SESSION, 0)
@@ -556,18 +565,24 @@ class Copies:
             project_id=project_id,
         )
         self._checkpoints.put(copy)
+        files = CheckpointFiles(copy.path, copy.revision)
+        self._checkpoints.doomed = [each for each in self._checkpoints.doomed if each != files]
         return True
 
 
 class BaseModels:
     def __init__(self) -> None:
         self.records = {BASE.name: BASE}
+        self.modules = {BASE.name: MODULES}
 
     async def get(self, name: str) -> BaseModelInfo | None:
         return self.records.get(name)
 
     async def list(self) -> list[BaseModelInfo]:
         return list(self.records.values())
+
+    async def target_modules(self, name: str) -> list[TargetModule]:
+        return self.modules.get(name, [])
 
 
 class Workers:
@@ -627,6 +642,7 @@ class StorageDouble:
 
     def __init__(self) -> None:
         self.deleted: list[str] = []
+        self.files: dict[str, list[StoredFile]] = {}
         self.copied: list[tuple[str, str]] = []
         self.is_stuck = False
         self.error: OSError | None = None
@@ -635,6 +651,15 @@ class StorageDouble:
     def tokenizer_file(self, base_model: str, name: str) -> bytes:
         assert base_model == BASE.name
         return f"contents of {name}".encode()
+
+    def begin_revision(self, path: CheckpointPath, revision: str) -> Path:
+        raise NotImplementedError("uploads are tested on real storage")
+
+    def finish_revision(self, path: CheckpointPath, revision: str) -> int:
+        raise NotImplementedError("uploads are tested on real storage")
+
+    def checkpoint_files(self, path: CheckpointPath, revision: str) -> list[StoredFile]:
+        return self.files.get(f"{path} {revision}", [])
 
     def copy_revision(
         self,

@@ -12,7 +12,10 @@ PUBLIC = {
     "/docs",
     "/docs/oauth2-redirect",
     "/openapi.json",
-    "/api/v1/traces/{session_id}",  # its URL is signed
+    # The signature of the URL takes the key's place.
+    "/api/v1/archives/{right}/{run}/{kind}/{name}/{revision}",
+    "/api/v1/files/{right}/{run}/{kind}/{name}/{revision}/{file}",
+    "/api/v1/traces/{session_id}",
 }
 
 

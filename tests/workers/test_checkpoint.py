@@ -13,6 +13,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from core.builders import age_decrypt, age_identity
 from cyclora_core.errors import NotFound, UserError
 from cyclora_core.operations import LoraConfig, OptimStepBody
 from cyclora_workers.adapter import AdapterState
@@ -20,7 +21,7 @@ from cyclora_workers.base_model import BaseModel
 from cyclora_workers.checkpoint import load_checkpoint, save_checkpoint
 from cyclora_workers.optimizer import optimizer_step
 from parity.peft_reference import quiet_peft
-from parity.tolerances import FORWARD, close
+from parity.tolerances import EXPORT, close
 from workers.builders import ARCHITECTURES, cross_entropy, item, load, qwen3, random_adapter, run
 
 STEP = OptimStepBody(learning_rate=1e-2)
@@ -51,7 +52,16 @@ def loaded(
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("flags", [{}, {"train_attn": False}, {"train_mlp": False}])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {},
+        {"train_attn": False},
+        {"train_mlp": False},
+        {"train_unembed": False},
+        {"train_attn": False, "train_mlp": False},
+    ],
+)
 def test_plain_peft_loads_it_and_gives_the_same_logprobs(
     architecture: str, flags: dict[str, bool], tmp_path: Path
 ) -> None:
@@ -72,7 +82,7 @@ def test_plain_peft_loads_it_and_gives_the_same_logprobs(
         logits = model(tokens[None]).logits[0]
 
     theirs = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
-    close(torch.from_numpy(ours), theirs, FORWARD[torch.float32])
+    close(torch.from_numpy(ours), theirs, EXPORT[torch.float32])
 
 
 def test_the_files_hold_what_peft_calls_by_these_names(
@@ -99,6 +109,34 @@ def test_the_files_hold_what_peft_calls_by_these_names(
     assert num_bytes == sum(file.stat().st_size for file in folder.iterdir())
 
 
+def test_encrypted_files_are_those_of_a_plain_save_to_each_recipient(
+    base_model: BaseModel, tmp_path: Path
+) -> None:
+    state = trained(base_model)
+    readers = [age_identity() for _ in range(2)]
+    save_checkpoint(state, base_model, tmp_path / "plain", with_optimizer=False)
+
+    num_bytes = save_checkpoint(
+        state,
+        base_model,
+        tmp_path / "secret",
+        with_optimizer=False,
+        age_recipients=[str(reader.to_public()) for reader in readers],
+    )
+
+    names = {file.name for file in (tmp_path / "secret").iterdir()}
+    assert names == {
+        "adapter_config.json.age",
+        "adapter_model.safetensors.age",
+        "checkpoint_complete",
+    }
+    assert num_bytes == sum(file.stat().st_size for file in (tmp_path / "secret").iterdir())
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        secret = (tmp_path / "secret" / f"{name}.age").read_bytes()
+        for reader in readers:
+            assert age_decrypt(secret, reader) == (tmp_path / "plain" / name).read_bytes()
+
+
 def test_the_flags_show_in_the_exported_keys(base_model: BaseModel, tmp_path: Path) -> None:
     state = trained(base_model, train_mlp=False, train_unembed=False)
 
@@ -106,6 +144,8 @@ def test_the_flags_show_in_the_exported_keys(base_model: BaseModel, tmp_path: Pa
 
     names = load_file(tmp_path / "checkpoint" / "adapter_model.safetensors").keys()
     assert all("self_attn" in name for name in names)
+    config = json.loads((tmp_path / "checkpoint" / "adapter_config.json").read_text())
+    assert config["target_modules"] == ["k_proj", "o_proj", "q_proj", "v_proj"]
     assert not (tmp_path / "checkpoint" / "optimizer.safetensors").exists()
 
 

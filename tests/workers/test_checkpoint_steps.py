@@ -8,10 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from core.builders import age_identity
 from cyclora_core import ids, payload
 from cyclora_core.clock import ManualClock
 from cyclora_core.ids import CheckpointKind, CheckpointPath
-from cyclora_core.operations import LoadWeightsBody, OperationKind, SaveWeightsBody
+from cyclora_core.operations import (
+    LoadWeightsBody,
+    OperationKind,
+    SaveWeightsBody,
+    SaveWeightsResult,
+)
 from cyclora_core.samples import SampleBody, SampleResult, SamplingParams
 from cyclora_core.store import Store
 from cyclora_core.store.checkpoints import Checkpoints
@@ -161,6 +167,41 @@ async def test_samples_of_a_replaced_checkpoint_use_its_new_weights_on_every_wor
     await cached.register()
 
     assert await sampled(harness) == new
+
+
+async def test_an_export_that_is_run_again_is_not_encrypted_again(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Encrypting draws a new key each time: files written twice would be other files."""
+    await run_steps(harness, 0, num_steps=1)
+    path = CheckpointPath(MODEL, CheckpointKind.EXTERNAL, "hf")
+    recipient = str(age_identity().to_public())
+    body = SaveWeightsBody(str(path), ttl_s=3600, age_recipients=[recipient])
+    kind = OperationKind.SAVE_WEIGHTS_EXTERNAL
+    request = await harness.submit(kind, body, tenant_id="tenant-0")
+
+    async def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "put", killed)
+        with pytest.raises(KeyboardInterrupt):
+            await harness.run_until_idle()
+    folder = harness.storage.checkpoint_dir(path, "3")
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    await harness.start_worker()
+    await harness.run_until_idle()
+
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    checkpoint = await harness.store.checkpoints.get(str(path))
+    assert checkpoint is not None
+    assert not checkpoint.has_optimizer
+    assert checkpoint.expires_at_ms == harness.store.clock.now_ms() + 3_600_000
+    future = await harness.future(request)
+    assert future.result is not None
+    result = SaveWeightsResult.from_payload(payload.decode(future.result))
+    assert result == SaveWeightsResult(str(path), num_bytes=checkpoint.num_bytes)
+    assert checkpoint.num_bytes == sum(len(data) for data in before.values())
 
 
 async def test_an_ephemeral_save_does_not_take_over_the_sampling_session_of_another(

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,35 +19,14 @@ from torch import Tensor
 from cyclora_core.errors import UserError
 from cyclora_core.operations import LoraConfig
 from cyclora_core.optimizers import OptimizerType
+from cyclora_core.peft import ModuleGroup, TargetModule
 
 if TYPE_CHECKING:
     from cyclora_workers.base_model import BaseModel
 
-LORA_ALPHA = 32
-"""scaling = LORA_ALPHA / lora_rank, as the Tinker service has it."""
-
 _VIEW_ALIGNMENT = 32
 """Views start at multiples of this many elements (64 bytes or more): the kernel that a matrix
 library picks may depend on the alignment of its operands, and the sums with it."""
-
-
-class ModuleGroup(StrEnum):
-    """What the flags of a LoraConfig switch on and off."""
-
-    ATTN = "attn"
-    MLP = "mlp"
-    UNEMBED = "unembed"
-
-
-@dataclass(frozen=True, slots=True)
-class TargetModule:
-    """A linear layer of the base model that can receive an adapter."""
-
-    name: str
-    """Qualified name in the Hugging Face causal LM; PEFT's keys are made of it."""
-    in_features: int
-    out_features: int
-    group: ModuleGroup
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,6 +84,7 @@ class AdapterLayout:
             ModuleGroup.UNEMBED: config.train_unembed,
         }
         self.lora_rank = config.lora_rank
+        self.lora_alpha = config.lora_alpha
         self.modules = [module for module in target_modules if flags[module.group]]
         if not self.modules:
             raise UserError(
@@ -140,7 +119,7 @@ class AdapterLayout:
             name: ModuleAdapter(lora_A, lora_B, *gradients.get(name, (None, None)))
             for name, (lora_A, lora_B) in self.views(flat_P).items()
         }
-        return AdapterWeights(self.lora_rank, LORA_ALPHA / self.lora_rank, flat_P, modules)
+        return AdapterWeights(self.lora_rank, self.lora_alpha / self.lora_rank, flat_P, modules)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,11 +1,7 @@
-"""Checkpoints: PEFT directories, beside them one file of optimizer state, and no pickle.
+"""Checkpoints: PEFT's files (``cyclora_core.peft``), fp32, and no pickle.
 
-::
-
-    adapter_config.json         what PEFT reads first
-    adapter_model.safetensors   A and B of each module under PEFT's names, fp32
-    optimizer.safetensors       moments and step count; training checkpoints only
-    checkpoint_complete         empty
+Training checkpoints have a further file, ``optimizer.safetensors``, with moments and step count.
+The files of an export may be encrypted; they are never loaded again.
 """
 
 from __future__ import annotations
@@ -13,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +19,13 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
+from cyclora_core import age, peft
 from cyclora_core.errors import NotFound, UserError
 from cyclora_core.optimizers import OptimizerType
+from cyclora_core.peft import COMPLETE_FILE, CONFIG_FILE, OPTIMIZER_FILE, WEIGHTS_FILE
 from cyclora_workers import durable
-from cyclora_workers.adapter import LORA_ALPHA, AdapterLayout, AdapterState
+from cyclora_workers.adapter import AdapterLayout, AdapterState
 from cyclora_workers.base_model import BaseModel
-
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
-OPTIMIZER_FILE = "optimizer.safetensors"
-COMPLETE_FILE = "checkpoint_complete"
 
 _NUM_STEPS = "num_steps"
 _MOMENTS: Mapping[OptimizerType, Mapping[str, str]] = {
@@ -43,15 +36,29 @@ _MOMENTS: Mapping[OptimizerType, Mapping[str, str]] = {
 
 
 def save_checkpoint(
-    state: AdapterState, base_model: BaseModel, folder: Path, *, with_optimizer: bool
+    state: AdapterState,
+    base_model: BaseModel,
+    folder: Path,
+    *,
+    with_optimizer: bool,
+    age_recipients: Sequence[str] = (),
 ) -> int:
     """Write a checkpoint that exists whole or not at all; returns its size in bytes.
 
     It is written beside its place, brought to disk, and renamed; one that was there is replaced,
-    so doing it twice has the same effect. Accumulated gradients are no part of it.
+    so doing it twice has the same effect. Accumulated gradients are no part of it. With recipients
+    every file is encrypted to them, and named accordingly.
     """
+    layout = state.layout
+    config = peft.adapter_config(
+        base_model.name,
+        layout.lora_rank,
+        layout.lora_alpha,
+        layout.modules,
+        base_model.target_modules,
+    )
     files: dict[str, bytes] = {
-        CONFIG_FILE: json.dumps(_peft_config(state, base_model.name), indent=2).encode(),
+        CONFIG_FILE: json.dumps(config, indent=2).encode(),
         WEIGHTS_FILE: _named_bytes(_by_peft_name(state.layout, state.master_P)),
     }
     if with_optimizer:
@@ -59,6 +66,10 @@ def save_checkpoint(
         for prefix, name in _MOMENTS[state.optimizer_type].items():
             moments |= _by_peft_name(state.layout, getattr(state, name), prefix)
         files[OPTIMIZER_FILE] = _named_bytes(moments)
+    if age_recipients:
+        files = {
+            name + age.SUFFIX: age.encrypt(data, age_recipients) for name, data in files.items()
+        }
     files[COMPLETE_FILE] = b""
     fresh = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
     durable.make_folder(fresh)
@@ -95,7 +106,7 @@ def load_checkpoint(state: AdapterState, folder: Path, *, with_optimizer: bool) 
     """
     if not is_complete(folder):
         raise NotFound(f"there is no checkpoint {folder.name!r}")
-    _check_config(_read_config(folder), state.layout.lora_rank)
+    _check_config(_read_config(folder), state.layout)
     weights = _read_tensors(folder / WEIGHTS_FILE)
     loaded: dict[str, Tensor] = {"master_P": _flattened(state.layout, weights)}
     num_steps = torch.tensor(0)
@@ -120,31 +131,12 @@ def load_checkpoint(state: AdapterState, folder: Path, *, with_optimizer: bool) 
     )
 
 
-def _peft_config(state: AdapterState, base_model_name: str) -> dict[str, Any]:
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_model_name,
-        "r": state.layout.lora_rank,
-        "lora_alpha": LORA_ALPHA,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "target_modules": sorted({m.name.rpartition(".")[2] for m in state.layout.modules}),
-    }
-
-
-def _peft_prefix(module_name: str) -> str:
-    return f"base_model.model.{module_name}"
-
-
 def _by_peft_name(layout: AdapterLayout, flat_P: Tensor, prefix: str = "") -> dict[str, Tensor]:
     """The views of a flat buffer under the names PEFT gives them."""
     tensors: dict[str, Tensor] = {}
     for name, (lora_A_RD, lora_B_FR) in layout.views(flat_P).items():
-        tensors[f"{prefix}{_peft_prefix(name)}.lora_A.weight"] = lora_A_RD
-        tensors[f"{prefix}{_peft_prefix(name)}.lora_B.weight"] = lora_B_FR
+        tensors[prefix + peft.lora_A_name(name)] = lora_A_RD
+        tensors[prefix + peft.lora_B_name(name)] = lora_B_FR
     return tensors
 
 
@@ -191,15 +183,13 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
         raise UserError(f"{CONFIG_FILE} of the checkpoint is missing or damaged") from error
 
 
-def _check_config(config: Mapping[str, Any], lora_rank: int) -> None:
-    if config.get("r") != lora_rank:
-        raise UserError(
-            f"the checkpoint has lora_rank {config.get('r')}; the model has {lora_rank}"
-        )
-    if config.get("lora_alpha") != LORA_ALPHA:
-        raise UserError(
-            f"the checkpoint has lora_alpha {config.get('lora_alpha')}; need {LORA_ALPHA}"
-        )
+def _check_config(config: Mapping[str, Any], layout: AdapterLayout) -> None:
+    for name, needed in (("r", layout.lora_rank), ("lora_alpha", layout.lora_alpha)):
+        if config.get(name) != needed:
+            called = "lora_rank" if name == "r" else name
+            raise UserError(
+                f"the checkpoint has {called} {config.get(name)}; the model has {needed:g}"
+            )
 
 
 def _check_optimizer(moments: Mapping[str, Tensor], wanted: OptimizerType) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from cyclora_core.errors import UserError
 from cyclora_core.ids import CheckpointKind, CheckpointPath
 from cyclora_core.operations import OperationKind, SaveWeightsBody, SaveWeightsResult
@@ -15,7 +17,7 @@ from cyclora_workers.recovery import InThread
 
 
 class CheckpointSteps:
-    """Executes save_weights and save_weights_for_sampler."""
+    """Executes save_weights, save_weights_for_sampler and save_weights_external."""
 
     def __init__(
         self,
@@ -53,7 +55,7 @@ class CheckpointSteps:
         await self._check_session(session_id, body.path)
         revision = str(operation.seq_id)
         num_bytes: int = await self._in_thread(
-            self._write, model.model_id, path, revision, has_optimizer
+            self._write, model.model_id, path, revision, has_optimizer, body.age_recipients
         )
         now_ms = self._clock.now_ms()
         # One that this very save recorded before it was cut off may have been published since.
@@ -119,13 +121,20 @@ class CheckpointSteps:
                 await self._store.checkpoints.files_deleted(files)
 
     def _write(
-        self, model_id: str, path: CheckpointPath, revision: str, has_optimizer: bool
+        self,
+        model_id: str,
+        path: CheckpointPath,
+        revision: str,
+        has_optimizer: bool,
+        age_recipients: Sequence[str],
     ) -> int:
         folder = self._storage.checkpoint_dir(path, revision)
         if is_complete(folder):  # this very save was cut off before it settled
             num_bytes = total_bytes(folder.iterdir())
         else:
-            num_bytes = self._engine.save(model_id, folder, optimizer=has_optimizer)
+            num_bytes = self._engine.save(
+                model_id, folder, optimizer=has_optimizer, age_recipients=age_recipients
+            )
         if path.kind is CheckpointKind.SAMPLER:
             self._engine.freeze_for_sampling(model_id, folder)
         return num_bytes

@@ -151,10 +151,17 @@ class Engine:
         checkpoint.load_checkpoint(state, folder, with_optimizer=optimizer)
         self._adapters[model_id] = state
 
-    def save(self, model_id: str, folder: Path, *, optimizer: bool) -> int:
-        """Write a checkpoint as a PEFT folder; returns its size in bytes."""
-        state = self._adapter(model_id)
-        return checkpoint.save_checkpoint(state, self.base_model, folder, with_optimizer=optimizer)
+    def save(
+        self, model_id: str, folder: Path, *, optimizer: bool, age_recipients: Sequence[str] = ()
+    ) -> int:
+        """Write a checkpoint as a PEFT folder, perhaps encrypted; returns its size in bytes."""
+        return checkpoint.save_checkpoint(
+            self._adapter(model_id),
+            self.base_model,
+            folder,
+            with_optimizer=optimizer,
+            age_recipients=age_recipients,
+        )
 
     def export_state(self, model_id: str) -> dict[str, Tensor]:
         """A copy of a model's complete state, which further training leaves as it is."""

@@ -77,6 +77,9 @@ class Worker:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
 
     async def register(self) -> None:
+        await self._store.base_models.put_target_modules(
+            self._info.name, self._engine.base_model.target_modules
+        )
         await self._store.workers.register(
             self._worker_id, self._worker_name, self._info, self._lease_s, self._stats()
         )

@@ -6,7 +6,7 @@ import json
 
 from cyclora_core import codec
 from cyclora_core.ids import session_of
-from cyclora_core.records import Checkpoint, NewModel
+from cyclora_core.records import UPLOADED, Checkpoint, NewModel
 from cyclora_core.store.audit import Audit
 from cyclora_core.store.books import Books
 from cyclora_core.store.checkpoints import files_of
@@ -29,7 +29,9 @@ class Copies:
 
         ``by`` is the key_id of who asked.
         """
-        entry = self._books.entry("copy", copy, source_path=copied_from, key_id=by or None)
+        is_upload = copied_from.startswith(UPLOADED)
+        action, source = ("upload", "source") if is_upload else ("copy", "source_path")
+        entry = self._books.entry(action, copy, **{source: copied_from}, key_id=by or None)
         keys, expires_at_ms = self._keys, copy.expires_at_ms
         run = NewModel(session_of(copy.model_id), copy.lora, optimizer_type=copy.optimizer_type)
         fields: dict[str, str | int] = {

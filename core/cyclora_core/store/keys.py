@@ -144,6 +144,9 @@ class Keys:
     def base_models(self) -> str:
         return f"{self.prefix}:base_models"
 
+    def target_modules(self) -> str:
+        return f"{self.prefix}:target_modules"
+
     def workers(self) -> str:
         return f"{self.prefix}:workers"
 

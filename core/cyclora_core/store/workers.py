@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from cyclora_core import codec
+from cyclora_core.peft import ModuleGroup, TargetModule
 from cyclora_core.records import WorkerStatus
 from cyclora_core.store.connection import Connection, as_dict
 from cyclora_core.types import BaseModelInfo, Cycle
@@ -26,6 +29,25 @@ class BaseModels:
     async def list(self) -> list[BaseModelInfo]:
         rows = await self._redis.hvals(self._keys.base_models())
         return sorted((codec.load(BaseModelInfo, row) for row in rows), key=lambda m: m.name)
+
+    async def put_target_modules(self, name: str, modules: Sequence[TargetModule]) -> None:
+        """Say which linear layers of a base model can receive an adapter, in model order.
+
+        Apart from its info, which every request reads: these are hundreds.
+        """
+        data = json.dumps([dataclasses.asdict(module) for module in modules])
+        await self._redis.hset(self._keys.target_modules(), name, data)
+
+    async def target_modules(self, name: str) -> list[TargetModule]:
+        """In model order; none of a base model whose workers have not said."""
+        data = await self._redis.hget(self._keys.target_modules(), name)
+        rows: list[dict[str, Any]] = json.loads(data) if data else []
+        return [
+            TargetModule(
+                row["name"], row["in_features"], row["out_features"], ModuleGroup(row["group"])
+            )
+            for row in rows
+        ]
 
 
 class Workers:

@@ -22,7 +22,7 @@ router = APIRouter(prefix="/api/v1", tags=["checkpoints"], dependencies=needs_ke
 Limit = Annotated[int, Query(ge=1, le=1000)]
 Offset = Annotated[int, Query(ge=0, le=2**53)]
 
-_ONE = "/training_runs/{run}/checkpoints/{kind}/{name}"
+ONE_CHECKPOINT = "/training_runs/{run}/checkpoints/{kind}/{name}"
 _TYPES = {
     CheckpointKind.TRAINING: "training",
     CheckpointKind.SAMPLER: "sampler",
@@ -63,7 +63,7 @@ async def list_checkpoints(
     }
 
 
-@router.delete(_ONE, summary="Delete a checkpoint for good")
+@router.delete(ONE_CHECKPOINT, summary="Delete a checkpoint for good")
 async def delete_checkpoint(
     run: str, kind: CheckpointKind, name: str, identity: IdentityDep, services: ServicesDep
 ) -> Json:
@@ -73,7 +73,7 @@ async def delete_checkpoint(
 
 
 @router.put(
-    f"{_ONE}/ttl",
+    f"{ONE_CHECKPOINT}/ttl",
     summary="Have a checkpoint expire so many seconds from now; null: never",
     openapi_extra=documented(bodies.SetTtl),
 )
@@ -95,7 +95,7 @@ async def set_ttl(
 
 
 @router.post(
-    f"{_ONE}/publish",
+    f"{ONE_CHECKPOINT}/publish",
     summary="Let every tenant load, sample and copy a checkpoint; doing it again changes nothing",
 )
 async def publish(
@@ -108,7 +108,7 @@ async def publish(
 
 
 @router.delete(
-    f"{_ONE}/publish",
+    f"{ONE_CHECKPOINT}/publish",
     summary="Take a checkpoint back; doing it again changes nothing",
     description="Sampling sessions that other tenants opened on it end with it; models that they "
     "made from it, and copies, stay theirs.",
@@ -122,12 +122,17 @@ async def unpublish(
     return {}
 
 
+def checkpoint_path(run: str, kind: CheckpointKind, name: str) -> CheckpointPath:
+    """The checkpoint that a URL names."""
+    if not is_model_id(run):
+        raise NotFound(access.no_model(run))
+    return CheckpointPath(run, kind, check_name(name))
+
+
 async def _owned_path(
     services: Services, identity: Identity, run: str, kind: CheckpointKind, name: str
 ) -> CheckpointPath:
-    if not is_model_id(run):
-        raise NotFound(access.no_model(run))
-    path = CheckpointPath(run, kind, check_name(name))
+    path = checkpoint_path(run, kind, name)
     await access.owned_checkpoint(services, identity.tenant_id, path)
     return path
 

@@ -12,7 +12,7 @@ from cyclora_server import access
 from cyclora_server.auth import IdentityDep, needs_key
 from cyclora_server.body import offload
 from cyclora_server.services import Json, ServicesDep
-from cyclora_server.signed_urls import check_signed, signed_url
+from cyclora_server.signed_urls import check_signed, signed_url, url_expiry
 from cyclora_server.trace import chrome_trace
 
 router = APIRouter(prefix="/api/v1", tags=["sessions"], dependencies=needs_key)
@@ -36,7 +36,7 @@ async def export_trace(
 ) -> Json:
     await access.owned_session(services, identity.tenant_id, session_id)
     # Made when it is fetched: that takes no longer than to look whether it is ready.
-    url = await signed_url(request, services, _path(session_id))
+    url = await signed_url(request, services, _path(session_id), url_expiry(services))
     return {"status": "ready", "url": url}
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
 
-from cyclora_core import ids
+from cyclora_core import age, ids
 from cyclora_core.errors import UserError
 from cyclora_core.ids import CheckpointKind, CheckpointPath
 from cyclora_core.operations import LoadWeightsBody, OperationKind, SaveWeightsBody
@@ -87,6 +87,44 @@ async def save_weights_for_sampler(
     )
 
 
+@router.post(
+    "/save_weights_external",
+    summary="Save adapter weights in PEFT's format, to be downloaded",
+    description="With `age_encryption_recipients` every file is encrypted to them and its name "
+    "ends in `.age`.",
+    openapi_extra=documented(bodies.SaveWeightsExternal),
+)
+async def save_weights_external(
+    request: Request, identity: IdentityDep, services: ServicesDep
+) -> Json:
+    raw = await read_body(request, services.settings)
+    value = read_json(raw)
+    numbered = parse(bodies.Numbered, value)
+
+    async def draft(_model: ModelRecord, _base: BaseModelInfo) -> Draft:
+        body = parse(bodies.SaveWeightsExternal, value)
+        validate.check_ttl(body.ttl_seconds)
+        recipients = body.age_encryption_recipients
+        if recipients is not None:
+            age.check_recipients(recipients)
+        name = validate.checkpoint_name(body.path, body.seq_id)
+        path = str(CheckpointPath(body.model_id, CheckpointKind.EXTERNAL, name))
+        await _check_free(services, path, "choose another name or delete it")
+        return Draft.of(
+            SaveWeightsBody(path, ttl_s=body.ttl_seconds, age_recipients=recipients or [])
+        )
+
+    return await submit_for_model(
+        services,
+        identity,
+        model_id=numbered.model_id,
+        seq_id=numbered.seq_id,
+        kind=OperationKind.SAVE_WEIGHTS_EXTERNAL,
+        sent=raw,
+        draft=draft,
+    )
+
+
 async def _named_save(
     services: Services, body: bodies.SaveWeights, kind: CheckpointKind
 ) -> SaveWeightsBody:
@@ -94,17 +132,20 @@ async def _named_save(
     name = validate.checkpoint_name(body.path, body.seq_id)
     path = str(CheckpointPath(body.model_id, kind, name))
     if not body.overwrite:
-        earlier = await services.store.checkpoints.get(path)
-        if earlier is not None and not earlier.has_expired(services.clock.now_ms()):
-            raise UserError(
-                f"checkpoint {path!r} exists; choose another name, delete it, or set overwrite"
-            )
+        await _check_free(services, path, "choose another name, delete it, or set overwrite")
     return SaveWeightsBody(
         path=path,
         ttl_s=body.ttl_seconds,
         overwrite=body.overwrite,
         user_metadata=body.user_metadata,
     )
+
+
+async def _check_free(services: Services, path: str, remedy: str) -> None:
+    """Refuse a path under which there is a checkpoint already."""
+    earlier = await services.store.checkpoints.get(path)
+    if earlier is not None and not earlier.has_expired(services.clock.now_ms()):
+        raise UserError(f"checkpoint {path!r} exists; {remedy}")
 
 
 def _ephemeral_save(

@@ -314,6 +314,14 @@ class SaveWeightsForSampler(SaveWeights):
     sampling_session_seq_id: int | None = Field(default=None, ge=0, le=MAX_SEQ_ID)
 
 
+class SaveWeightsExternal(Numbered):
+    """``save_weights_external``: PEFT's files, perhaps encrypted with age."""
+
+    path: str
+    ttl_seconds: int | None = None
+    age_encryption_recipients: list[str] | None = None
+
+
 class LoadWeights(Body):
     """``load_weights``: into an existing model, or as the first request of a new one."""
 

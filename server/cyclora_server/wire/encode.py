@@ -68,6 +68,8 @@ def _small_result(
         fields["model_id"] = result.model_id
     else:
         fields["sampling_session_id"] = result.sampling_session_id
+        if kind is OperationKind.SAVE_WEIGHTS_EXTERNAL:
+            fields["size_bytes"] = result.num_bytes
     return {name: value for name, value in fields.items() if value is not None}
 
 

@@ -6,6 +6,7 @@ import httpx
 import pytest
 from tinker.types.weights_info_response import WeightsInfoResponse
 
+from core.builders import age_identity
 from cyclora_core import ids, payload
 from cyclora_core.clock import ManualClock
 from cyclora_core.ids import CheckpointKind
@@ -22,6 +23,7 @@ from server.double import (
 )
 
 REQUEST = f"{MODEL}:5"
+RECIPIENT = str(age_identity().to_public())
 FINAL = f"tinker://{MODEL}/weights/final"
 
 
@@ -119,6 +121,33 @@ async def test_a_state_and_its_sampler_weights_may_share_a_name(
     assert saved(store).path == f"tinker://{MODEL}/sampler_weights/final"
 
 
+async def test_an_export_is_named_and_encrypted_to_its_recipients(
+    client: httpx.AsyncClient, store: StoreDouble
+) -> None:
+    await post(
+        client,
+        "save_weights_external",
+        path="hf",
+        ttl_seconds=3600,
+        age_encryption_recipients=[RECIPIENT],
+    )
+
+    assert store.submitted(REQUEST).kind is OperationKind.SAVE_WEIGHTS_EXTERNAL
+    assert saved(store) == SaveWeightsBody(
+        f"tinker://{MODEL}/external_weights/hf", ttl_s=3600, age_recipients=[RECIPIENT]
+    )
+
+
+async def test_an_export_does_not_replace_another(
+    client: httpx.AsyncClient, store: StoreDouble
+) -> None:
+    store.checkpoints.put(checkpoint("hf", CheckpointKind.EXTERNAL))
+
+    await post(client, "save_weights_external", path="hf")
+
+    assert "exists; choose another name or delete it" in complaint(store)
+
+
 async def test_an_ephemeral_save_names_the_sampling_session_it_creates(
     client: httpx.AsyncClient, store: StoreDouble
 ) -> None:
@@ -151,6 +180,23 @@ async def test_every_in_flight_save_goes_into_the_models_one_slot(
         ("save_weights", {"path": "a", "ttl_seconds": 60}, "ttl_seconds is 60"),
         ("save_weights", {"path": ["a"]}, "path: "),
         ("save_weights_for_sampler", {"path": "a", "kind": "live"}, "kind is 'live'"),
+        ("save_weights_external", {}, "path"),
+        ("save_weights_external", {"path": "a", "ttl_seconds": 60}, "ttl_seconds is 60"),
+        (
+            "save_weights_external",
+            {"path": "a", "age_encryption_recipients": [RECIPIENT] * 11},
+            "has 11 entries; expected 1 to 10",
+        ),
+        (
+            "save_weights_external",
+            {"path": "a", "age_encryption_recipients": []},
+            "has 0 entries; expected 1 to 10",
+        ),
+        (
+            "save_weights_external",
+            {"path": "a", "age_encryption_recipients": ["age1nobody"]},
+            "'age1nobody', which is no public key",
+        ),
         (
             "save_weights_for_sampler",
             {"path": "a", "sampling_session_seq_id": 1},

@@ -247,6 +247,11 @@ def test_older_sdks_get_a_sample_as_json() -> None:
             SaveWeightsResult(sampling_session_id="s"),
             {"type": "save_weights_for_sampler", "sampling_session_id": "s"},
         ),
+        (
+            OperationKind.SAVE_WEIGHTS_EXTERNAL,
+            SaveWeightsResult(path="tinker://p", num_bytes=3),
+            {"type": "save_weights_external", "path": "tinker://p", "size_bytes": 3},
+        ),
     ],
 )
 def test_other_results_are_json_whatever_the_poll_accepts(

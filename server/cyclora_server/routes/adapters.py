@@ -1,0 +1,112 @@
+"""Uploading an adapter that was trained elsewhere with PEFT."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Request
+
+from cyclora_core import ids
+from cyclora_core.errors import CycloraError, PayloadTooLarge, Unavailable, UserError
+from cyclora_core.ids import CheckpointKind, CheckpointPath
+from cyclora_server import access, validate
+from cyclora_server.auth import IdentityDep, needs_key
+from cyclora_server.services import Json, Services, ServicesDep
+from cyclora_server.uploads.receive import Receiver, Upload
+
+router = APIRouter(prefix="/api/v1", tags=["weights"], dependencies=needs_key)
+
+_NAMESPACE = uuid.UUID("0c7f2f0e-6f43-4c5a-9d52-3a1f8f0d9b64")
+_MAX_DRAINED_BYTES = 64 * 1024 * 1024
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+
+
+@router.post(
+    "/adapters",
+    summary="Upload an adapter trained elsewhere with PEFT; it can be trained on and sampled",
+    description="The body is a tar of `adapter_config.json` and `adapter_model.safetensors`. The "
+    "answer's `tinker_path` is a training checkpoint without optimizer state, in a training run of "
+    "its own. The same `X-Idempotency-Key` with the same body always finds the same one.",
+    openapi_extra=_BODY,
+)
+async def upload_adapter(
+    request: Request,
+    identity: IdentityDep,
+    services: ServicesDep,
+    base_model: Annotated[str, Query(max_length=300)],
+    name: Annotated[str, Query()] = "adapter",
+    idempotency_key: Annotated[
+        str | None, Header(alias="X-Idempotency-Key", max_length=200)
+    ] = None,
+) -> Json:
+    chunks = request.stream()
+    try:
+        _check_headers(request, services)
+        base = await access.served_base_model(services, base_model)
+        modules = await services.store.base_models.target_modules(base.name)
+        if not modules:
+            raise Unavailable(f"no worker has said yet what an adapter of {base.name!r} looks like")
+        once = uuid.uuid4().hex if idempotency_key is None else idempotency_key
+        session_id = uuid.uuid5(_NAMESPACE, f"{identity.tenant_id} {once}")
+        path = CheckpointPath(
+            ids.model_id(str(session_id), 0),
+            CheckpointKind.TRAINING,
+            validate.checkpoint_name(name, 0),
+        )
+        upload = Upload(identity.tenant_id, path, base, modules, identity.key.key_id)
+        return await _upload(services, upload, Receiver(services, upload, chunks))
+    except CycloraError:
+        await _drain(chunks)
+        raise
+
+
+async def _upload(services: Services, upload: Upload, receiver: Receiver) -> Json:
+    run = upload.path.model_id
+    if await services.store.models.get(run) is None:
+        checkpoint = await receiver.receive()
+        uploaded_as = await receiver.digest()
+        if not await services.store.copies.record(checkpoint, uploaded_as, None, upload.key_id):
+            await receiver.discard()
+    else:
+        uploaded_as = await receiver.digest()
+    # A retry, perhaps one that ran beside us, may have been recorded first.
+    model = await services.store.models.get(run)
+    if model is None or model.copied_from != uploaded_as:
+        raise UserError(
+            "this X-Idempotency-Key was used before for another upload; use another key for each"
+        )
+    return {
+        "tinker_path": str(upload.path),
+        "training_run_id": run,
+        "base_model": model.base_model,
+        "lora_rank": model.lora.lora_rank,
+        "train_attn": model.lora.train_attn,
+        "train_mlp": model.lora.train_mlp,
+        "train_unembed": model.lora.train_unembed,
+    }
+
+
+def _check_headers(request: Request, services: Services) -> None:
+    limit = services.settings.max_upload_bytes
+    declared = request.headers.get("Content-Length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise PayloadTooLarge(f"the adapter has {declared} bytes; at most {limit} are accepted")
+    encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise UserError(f"Content-Encoding {encoding[:60]!r} is not supported here; send it plain")
+
+
+async def _drain(chunks: AsyncIterator[bytes]) -> None:
+    """Read on for a while: closing on a client that still sends may cost it our answer."""
+    num_bytes = 0
+    async for chunk in chunks:
+        num_bytes += len(chunk)
+        if num_bytes > _MAX_DRAINED_BYTES:
+            return

@@ -1,0 +1,1 @@
+"""Adapters trained elsewhere, on their way in: received, checked, and written as ours."""
