@@ -24,6 +24,8 @@ MAX_PAYLOAD_BYTES = 256 * 1024 * 1024
 """Bound on a decompressed payload; larger than the largest body the server accepts."""
 
 _LEVEL = 1
+_MAX_SLICE_BYTES = 16384
+_MAX_ZSTD_RATIO = 32768
 _META_KEY = "json"
 
 
@@ -70,10 +72,13 @@ def decompress(data: bytes, max_bytes: int) -> bytes:
         )
     inflater = zstandard.ZstdDecompressor().decompressobj()
     parts: list[bytes] = []
-    total = 0
-    # Feeding small slices bounds what one call can inflate even when no size is declared.
-    for start in range(0, len(data), 16384):
-        part = inflater.decompress(data[start : start + 16384])
+    total = start = 0
+    while start < len(data):
+        # One call inflates all it is fed, so a slice is small enough that it cannot inflate to
+        # more than is still allowed: a run of one byte takes 4 bytes for 128 KiB.
+        size = min(_MAX_SLICE_BYTES, 1 + (max_bytes - total) // _MAX_ZSTD_RATIO)
+        part = inflater.decompress(data[start : start + size])
+        start += size
         total += len(part)
         if total > max_bytes:
             raise PayloadTooLarge(f"body decompresses to more than the accepted {max_bytes} bytes")

@@ -16,7 +16,10 @@ from typing import Any
 import pytest
 import tinker
 
+from contract.compatibility.plugin import pytest_runtest_call, pytest_sessionfinish
 from cyclora_client.admin import AdminClient
+
+__all__ = ["pytest_runtest_call", "pytest_sessionfinish"]  # hooks of this folder's tests
 
 BASE_MODEL = "cyclora/tiny-chat"
 _STOP_TIMEOUT_S = 30.0

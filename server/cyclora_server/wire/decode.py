@@ -21,6 +21,7 @@ from cyclora_core.payload import Array
 from cyclora_core.samples import PromptTargets
 from cyclora_server.problems import InvalidBody
 from cyclora_server.wire import bodies, schema, tensors
+from cyclora_server.wire.bounds import check_protobuf
 from cyclora_server.wire.reading import parse, read_json
 from cyclora_server.wire.tensors import Budget
 
@@ -44,7 +45,9 @@ def pass_from_proto(raw: bytes) -> PassRequest:
 
     Raises:
         InvalidBody: it does not parse, or holds no model_id and seq_id.
+        PayloadTooLarge: it has too many messages.
     """
+    check_protobuf(raw, schema.ForwardBackwardRequest.DESCRIPTOR)
     try:
         message = schema.ForwardBackwardRequest.FromString(raw)
     except DecodeError:

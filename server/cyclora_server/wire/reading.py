@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from cyclora_server.problems import InvalidBody, describe_violations
+from cyclora_server.wire.bounds import check_json
 
 MAX_METADATA_CHARS = 64 * 1024
 """Of all names and values of one object's metadata: every list that shows the object holds them."""
@@ -81,7 +82,9 @@ def read_json(raw: bytes) -> Any:
 
     Raises:
         InvalidBody: it is not JSON.
+        PayloadTooLarge: it has too many elements.
     """
+    check_json(raw)
     try:
         # Values are tenants' strings: they do not belong into a cache of the process.
         return pydantic_core.from_json(raw, cache_strings="keys")
