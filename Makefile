@@ -60,7 +60,7 @@ contract-all: $(STAMP)
 compatibility: $(STAMP)
 	CYCLORA_WRITE_COMPATIBILITY=1 \
 		$(BIN)/python -m pytest tests/contract --ignore tests/contract/compatibility \
-		-m "not slow" -p no:randomly $(PYTEST_ARGS)
+		--ignore tests/contract/old_sdks -p no:randomly $(PYTEST_ARGS)
 
 faults: $(STAMP)
 	$(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
