@@ -263,3 +263,14 @@ async def test_the_checkpoints_of_several_runs_come_in_the_order_asked_for(store
 
     assert none == []
     assert [each.name for each in found] == ["new", "old"]
+
+
+async def test_a_save_that_was_overtaken_changes_nothing(store: Store) -> None:
+    """A worker that slept in the midst of it wakes up when its successor has saved again."""
+    assert await store.checkpoints.put(checkpoint("a", revision="10"))
+    assert not await store.checkpoints.put(checkpoint("a", revision="9", num_bytes=77))
+
+    found = await store.checkpoints.get(PATH)
+    assert found is not None
+    assert (found.revision, found.num_bytes) == ("10", 10)
+    assert await store.checkpoints.put(checkpoint("a", revision="11"))

@@ -115,7 +115,7 @@ async def test_a_save_that_was_complete_but_not_settled_is_not_written_again(
     await save_over(harness)
     real = Checkpoints.put
 
-    async def recorded_then_killed(self: Checkpoints, checkpoint: Any) -> None:
+    async def recorded_then_killed(self: Checkpoints, checkpoint: Any) -> bool:
         await real(self, checkpoint)
         raise KeyboardInterrupt
 
@@ -284,7 +284,7 @@ async def test_a_save_that_is_run_again_keeps_what_was_changed_of_its_checkpoint
     await save_over(harness)
     real = Checkpoints.put
 
-    async def recorded_then_killed(self: Checkpoints, checkpoint: Any) -> None:
+    async def recorded_then_killed(self: Checkpoints, checkpoint: Any) -> bool:
         await real(self, checkpoint)
         raise KeyboardInterrupt
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cyclora_core.errors import UserError
+from cyclora_core.errors import ServerError, UserError
 from cyclora_core.ids import CheckpointKind, CheckpointPath
 from cyclora_core.operations import OperationKind, SaveWeightsBody, SaveWeightsResult
 from cyclora_core.records import Checkpoint, SamplingSession
@@ -42,6 +42,7 @@ class CheckpointSteps:
 
         Raises:
             UserError: another save made a checkpoint of this path, and ``overwrite`` is off.
+            ServerError: this worker was declared dead, and its successor has saved the path since.
         """
         path = CheckpointPath.parse(body.path)
         existing = await self._store.checkpoints.get(body.path)
@@ -60,7 +61,7 @@ class CheckpointSteps:
         now_ms = self._clock.now_ms()
         # One that this very save recorded before it was cut off may have been published since.
         if existing is None or is_other:
-            await self._store.checkpoints.put(
+            is_recorded = await self._store.checkpoints.put(
                 Checkpoint(
                     path=body.path,
                     tenant_id=model.tenant_id,
@@ -80,6 +81,9 @@ class CheckpointSteps:
                     optimizer_type=model.optimizer_type,
                 )
             )
+            if not is_recorded:
+                # Only a worker that slept past its lease comes here, and can settle nothing more.
+                raise ServerError(f"a later save of {body.path!r} was recorded meanwhile")
         await self._in_thread(self._storage.delete_other_revisions, path, revision)
         if session_id is None:
             return SaveWeightsResult(path=body.path, num_bytes=num_bytes)

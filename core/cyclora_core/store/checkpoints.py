@@ -42,15 +42,18 @@ class Checkpoints:
         self._clock = connection.clock
         self._books = Books(connection.keys, connection.clock, Audit(connection))
 
-    async def put(self, checkpoint: Checkpoint) -> None:
-        """Record a checkpoint whose files are complete, replacing one of the same path."""
+    async def put(self, checkpoint: Checkpoint) -> bool:
+        """Record a checkpoint whose files are complete, replacing one of the same path.
+
+        Returns false, and changes nothing, when a later save of the path was recorded before.
+        """
         entry = self._books.entry(
             "create",
             checkpoint,
             request_id=checkpoint.request_id or None,
             size_bytes=checkpoint.num_bytes,
         )
-        await self._put(checkpoint, b"", entry)
+        return await self._put(checkpoint, b"", entry)
 
     async def get(self, path: str) -> Checkpoint | None:
         found = await self._load([path])

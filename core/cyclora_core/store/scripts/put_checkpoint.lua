@@ -5,13 +5,20 @@
 -- ARGV: 1 path  2 record  3 record as it was read, or "" to replace whatever is there
 --       4 expires_at_ms, or ""  5 created_at_ms  6 is_listed (1 or 0)  7 files
 --       8 is_public (1 or 0)  9.. as account.lua says
--- Returns: "put" or "changed".
+-- Returns: "put", "changed", or "superseded": a later save of the path was recorded before.
 -- Atomic because a change worked out from a record that was replaced, renewed or dropped meanwhile
--- would undo that, and because a record and the time it expires at must agree.
+-- would undo that, because a record and the time it expires at must agree, and because a worker that
+-- was declared dead in the midst of a save must not undo what its successor has saved since.
 local old = redis.call('GET', KEYS[1])
 -- It was done, and its answer lost; or there is nothing to change, and to note.
 if old == ARGV[2] then return 'put' end
 if ARGV[3] ~= '' and old ~= ARGV[3] then return 'changed' end
+if ARGV[3] == '' and old then
+  -- Saves of one path are of one model, and their revisions its seq_ids.
+  local theirs = tonumber(cjson.decode(old).revision)
+  local mine = tonumber(cjson.decode(ARGV[2]).revision)
+  if theirs and mine and theirs > mine then return 'superseded' end
+end
 redis.call('SET', KEYS[1], ARGV[2])
 account(8, 9, listed_bytes(ARGV[2]) - listed_bytes(old))
 if ARGV[4] == '' then
