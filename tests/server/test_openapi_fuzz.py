@@ -31,6 +31,10 @@ MAX_EXAMPLES = 8
 
 TIMEOUT_S = 30
 
+REVOKES_ITS_KEY = "DELETE /api/v1/auth/apikey/me"
+
+schemathesis.serializer.alias("application/x-tar", "application/octet-stream")
+
 
 class Served:
     """The application over a real store, in a thread of its own with a loop of its own."""
@@ -38,6 +42,7 @@ class Served:
     def __init__(self, redis_url: str, folder: Path) -> None:
         self.base_url = ""
         self.api_key = ""
+        self.spare_key = ""
         self._ready = threading.Event()
         self._server: uvicorn.Server | None = None
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run(redis_url, folder)))
@@ -56,6 +61,7 @@ class Served:
         store = await Store.open(redis_url, f"fuzz-{uuid.uuid4().hex[:12]}", clock)
         tenant = await store.tenants.create("fuzz")
         self.api_key, _ = await store.tenants.create_key(tenant.tenant_id, "fuzz", True)
+        self.spare_key, _ = await store.tenants.create_key(tenant.tenant_id, "spare", True)
         own = Settings(poll_hold_s=0.0, min_free_disk_bytes=0, storage_url=str(folder))
         app = create_app(own, store, Storage(folder), clock)
         config = uvicorn.Config(app, port=0, log_config=None, access_log=False)
@@ -82,6 +88,7 @@ def test_no_request_is_answered_with_an_error_of_ours(served: Served) -> None:
     document = requests.get(f"{served.base_url}/openapi.json", timeout=TIMEOUT_S).json()
     schema: Any = schemathesis.openapi.from_dict(document)
     schema.config.update(base_url=served.base_url)
+    key = {"X-API-Key": served.api_key}
     failures: list[str] = []
     num_routes = 0
     for operation in (each.ok() for each in schema.get_all_operations()):
@@ -91,11 +98,15 @@ def test_no_request_is_answered_with_an_error_of_ours(served: Served) -> None:
 
     assert num_routes > 20
     assert failures == []
+    # Had the key been revoked on the way, everything behind would only have been refused.
+    still = requests.get(f"{served.base_url}/api/v1/sessions", headers=key, timeout=TIMEOUT_S)
+    assert still.status_code == 200
 
 
 def faults(operation: Any, mode: GenerationMode, served: Served) -> list[str]:
     """Answers of 500 and above, or none at all, to made-up requests of one route."""
     found: list[str] = []
+    key = served.spare_key if operation.label == REVOKES_ITS_KEY else served.api_key
 
     @settings(
         max_examples=MAX_EXAMPLES,
@@ -107,7 +118,7 @@ def faults(operation: Any, mode: GenerationMode, served: Served) -> list[str]:
     )
     @given(case=operation.as_strategy(generation_mode=mode))
     def ask(case: Any) -> None:
-        answer = case.call(headers={"X-API-Key": served.api_key}, timeout=TIMEOUT_S)
+        answer = case.call(headers={"X-API-Key": key}, timeout=TIMEOUT_S)
         if answer.status_code >= 500:
             found.append(f"{answer.status_code} {operation.label}: {case.body!r:.200}")
 
