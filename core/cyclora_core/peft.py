@@ -71,7 +71,8 @@ def adapter_config(
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_model,
         "r": lora_rank,
-        "lora_alpha": lora_alpha,
+        # Whole numbers as such: the same adapter is the same bytes, wherever its alpha came from.
+        "lora_alpha": int(lora_alpha) if float(lora_alpha).is_integer() else lora_alpha,
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,

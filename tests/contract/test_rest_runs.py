@@ -41,8 +41,8 @@ def test_a_run_is_found_by_its_id_and_by_a_path(
 
 
 def test_runs_are_listed_page_by_page(up: Running, new_model: NewModel) -> None:
-    names = [new_model("pages").model_id for _ in range(3)]
-    rest = up.rest("pages")
+    names = [new_model("leafer").model_id for _ in range(3)]
+    rest = up.rest("leafer")
 
     first = rest.list_training_runs(limit=2).result()
     second = rest.list_training_runs(limit=2, offset=2).result()
