@@ -16,16 +16,10 @@ from cyclora_core.samples import SampleBody, SamplingParams
 from cyclora_core.store import Store
 from cyclora_core.store.cancellations import CancelOutcome
 from cyclora_workers.base_model import BaseModel
-from workers.builders import load, qwen3
 from workers.harness import SESSION_ID, Harness
 
 SAMPLER = ids.sampling_session_id(SESSION_ID, 0)
 KV_TOKENS = 60
-
-
-@pytest.fixture(scope="module")
-def base_model(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    return load(qwen3(), tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture

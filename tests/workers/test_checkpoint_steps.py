@@ -19,30 +19,14 @@ from cyclora_core.operations import (
     SaveWeightsResult,
 )
 from cyclora_core.samples import SampleBody, SampleResult, SamplingParams
-from cyclora_core.store import Store
 from cyclora_core.store.checkpoints import Checkpoints
 from cyclora_workers import durable
-from cyclora_workers.base_model import BaseModel
-from workers.builders import cross_entropy, load, qwen3
+from workers.builders import cross_entropy
 from workers.harness import LORA, SESSION_ID, Harness, run_steps, same
 
 MODEL = ids.model_id(SESSION_ID, 0)
 PATH = CheckpointPath(MODEL, CheckpointKind.TRAINING, "kept")
 SAMPLER_PATH = CheckpointPath(MODEL, CheckpointKind.SAMPLER, "kept")
-
-
-@pytest.fixture(scope="module")
-def base_model(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    return load(qwen3(), tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-async def harness(
-    store: Store, clock: ManualClock, tmp_path: Path, base_model: BaseModel
-) -> Harness:
-    made = Harness(store, clock, tmp_path, base_model)
-    await made.start_worker()
-    return made
 
 
 async def save_over(harness: Harness, path: CheckpointPath = PATH) -> str:

@@ -14,16 +14,11 @@ from cyclora_core.records import FutureState
 from cyclora_core.samples import SampleBody, SampleResult, SamplingParams
 from cyclora_core.store import Store
 from cyclora_workers.base_model import BaseModel
-from workers.builders import cross_entropy, load, qwen3
+from workers.builders import cross_entropy
 from workers.harness import SESSION_ID, Harness
 
 SLOT = f"tinker://{ids.model_id(SESSION_ID, 0)}/sampler_weights/ephemeral-inflight"
 SNAPSHOT = f"tinker://{ids.model_id(SESSION_ID, 0)}/sampler_weights/ephemeral-3"
-
-
-@pytest.fixture(scope="module")
-def base_model(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    return load(qwen3(), tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from cyclora_core import ids
-from cyclora_core.clock import ManualClock
 from cyclora_core.operations import (
     DimuonStepBody,
     LoadWeightsBody,
@@ -17,27 +14,11 @@ from cyclora_core.operations import (
 )
 from cyclora_core.optimizers import OptimizerType
 from cyclora_core.records import FutureState
-from cyclora_core.store import Store
-from cyclora_workers.base_model import BaseModel
-from workers.builders import cross_entropy, load, qwen3
+from workers.builders import cross_entropy
 from workers.harness import LORA, SESSION_ID, Harness, same
 
 DIMUON = OptimizerType.DIMUON
 STEP = DimuonStepBody(learning_rate=2e-2, beta1=0.7)
-
-
-@pytest.fixture(scope="module")
-def base_model(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    return load(qwen3(), tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-async def harness(
-    store: Store, clock: ManualClock, tmp_path: Path, base_model: BaseModel
-) -> Harness:
-    made = Harness(store, clock, tmp_path, base_model)
-    await made.start_worker()
-    return made
 
 
 async def go_on(harness: Harness, model: int, steps: range) -> list[PassResult]:

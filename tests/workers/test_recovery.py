@@ -29,25 +29,11 @@ from cyclora_workers import durable, snapshot
 from cyclora_workers.base_model import BaseModel
 from cyclora_workers.engine import Engine
 from cyclora_workers.snapshot_writer import SnapshotWriter
-from workers.builders import cross_entropy, load, policy_body, qwen3, top_k
+from workers.builders import cross_entropy, policy_body, top_k
 from workers.harness import LORA, SESSION_ID, Harness, run_steps, same
 
 MODEL_0 = ids.model_id(SESSION_ID, 0)
 MODEL_1 = ids.model_id(SESSION_ID, 1)
-
-
-@pytest.fixture(scope="module")
-def base_model(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    return load(qwen3(), tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-async def harness(
-    store: Store, clock: ManualClock, tmp_path: Path, base_model: BaseModel
-) -> Harness:
-    made = Harness(store, clock, tmp_path, base_model)
-    await made.start_worker()
-    return made
 
 
 async def go_on(harness: Harness, model: int, steps: range) -> list[PassResult]:

@@ -3,36 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cyclora_core import ids, payload
-from cyclora_core.clock import ManualClock
 from cyclora_core.operations import OperationKind
 from cyclora_core.partials import Partial, PartialToken
 from cyclora_core.samples import SampleBody, SampleResult, SamplingParams
-from cyclora_core.store import Store
-from cyclora_workers.base_model import BaseModel
-from workers.builders import load, qwen3
 from workers.harness import SESSION_ID, Harness
 
 NUM_SAMPLES = 3
-
-
-@pytest.fixture(scope="module")
-def base_model(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    return load(qwen3(), tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-async def harness(
-    store: Store, clock: ManualClock, tmp_path: Path, base_model: BaseModel
-) -> Harness:
-    made = Harness(store, clock, tmp_path, base_model)
-    await made.start_worker()
-    return made
 
 
 def sample_body(*, is_streamed: bool = True) -> SampleBody:

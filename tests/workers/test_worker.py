@@ -23,22 +23,8 @@ from cyclora_core.records import FutureState
 from cyclora_core.samples import SampleBody, SampleResult, SamplingParams
 from cyclora_core.store import Store
 from cyclora_workers.base_model import BaseModel
-from workers.builders import cross_entropy, load, policy_body, qwen3
+from workers.builders import cross_entropy, policy_body
 from workers.harness import LORA, SESSION_ID, Harness, run_steps, same
-
-
-@pytest.fixture(scope="module")
-def base_model(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    return load(qwen3(), tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-async def harness(
-    store: Store, clock: ManualClock, tmp_path: Path, base_model: BaseModel
-) -> Harness:
-    made = Harness(store, clock, tmp_path, base_model)
-    await made.start_worker()
-    return made
 
 
 async def test_pipelined_steps_settle_with_their_cycles_in_the_metrics(harness: Harness) -> None:
