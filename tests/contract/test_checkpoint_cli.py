@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import tinker
 
+from contract.command_line import has_succeeded
 from contract.conftest import BASE_MODEL, Running
 
 pytestmark = [pytest.mark.contract, pytest.mark.slow]
@@ -36,7 +37,7 @@ def call(up: Running, *arguments: str) -> subprocess.CompletedProcess[str]:
 def shown(up: Running, *arguments: str) -> Any:
     """What a command that succeeds prints."""
     done = call(up, *arguments)
-    assert done.returncode == 0, done.stderr
+    assert has_succeeded(done), done.stderr
     return json.loads(done.stdout) if done.stdout.strip() else None
 
 

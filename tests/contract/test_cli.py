@@ -17,6 +17,7 @@ import tinker
 from tinker.cli.__main__ import main_cli
 
 from contract.builders import datum, train
+from contract.command_line import has_succeeded
 from contract.conftest import BASE_MODEL, Running, run_up
 
 pytestmark = [pytest.mark.contract, pytest.mark.slow]
@@ -77,7 +78,7 @@ class Cli:
     def __call__(self, *arguments: str, stdin: str = "") -> str:
         """Standard output of a command that succeeds."""
         done = self.run(*arguments, stdin=stdin)
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert has_succeeded(done), done.stdout + done.stderr
         return done.stdout
 
     def json(self, *arguments: str) -> Any:

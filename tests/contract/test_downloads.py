@@ -23,6 +23,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from contract.builders import datum, logprobs, train
+from contract.command_line import has_succeeded
 from contract.conftest import Running
 from core.builders import age_decrypt, age_identity
 from cyclora_workers.tiny_chat import model_dir
@@ -58,7 +59,7 @@ def tinker_cli(up: Running, folder: Path, *arguments: str) -> dict[str, Any]:
         timeout=120,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert has_succeeded(done), done.stderr
     return json.loads(done.stdout)
 
 
