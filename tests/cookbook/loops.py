@@ -211,13 +211,12 @@ def reinforce_in_step(options: argparse.Namespace) -> None:
         kl_penalty_coef=0.1,
         kl_reference_config=reference,
         compute_post_kl=True,
-        num_substeps=2,
     )
 
 
 def reinforce_streaming(options: argparse.Namespace) -> None:
     streaming = rl_train.StreamMinibatchConfig(groups_per_batch=4, num_minibatches=2)
-    reinforce(options, stream_minibatch_config=streaming, loss_fn="ppo")
+    reinforce(options, stream_minibatch_config=streaming, num_substeps=2, loss_fn="ppo")
 
 
 def reinforce_off_policy(options: argparse.Namespace) -> None:
