@@ -182,9 +182,9 @@ def _optim_step(wire: _Wire, real: Real, *args: Any) -> Any:
     return metrics
 
 
-def _load(wire: _Wire, real: Real, *args: Any, optimizer: bool) -> None:
+def _load(wire: _Wire, real: Real, *args: Any, **options: Any) -> None:
     with wire.during(Kind.LOAD):
-        real(*args, optimizer=optimizer)
+        real(*args, **options)
     wire.trip(Point.AFTER_GRADIENTS, Kind.LOAD)
 
 
@@ -193,10 +193,10 @@ def _refresh_weights(wire: _Wire, real: Real, self: AdapterState) -> None:
     real(self)
 
 
-def _save(wire: _Wire, real: Real, *args: Any, optimizer: bool) -> int:
+def _save(wire: _Wire, real: Real, *args: Any, optimizer: bool, **options: Any) -> int:
     wire.num_fsyncs = 0
     with wire.during(Kind.SAVE if optimizer else None):
-        return real(*args, optimizer=optimizer)
+        return real(*args, optimizer=optimizer, **options)
 
 
 def _fsync(wire: _Wire, real: Real, descriptor: int) -> None:
@@ -208,10 +208,11 @@ def _fsync(wire: _Wire, real: Real, descriptor: int) -> None:
 
 async def _put_checkpoint(
     wire: _Wire, real: Real, self: Checkpoints, checkpoint: Checkpoint
-) -> None:
+) -> bool:
     if checkpoint.has_optimizer:
         wire.trip(Point.AFTER_GRADIENTS, Kind.SAVE)
-    await real(self, checkpoint)
+    recorded: bool = await real(self, checkpoint)
+    return recorded
 
 
 def _decode_step(wire: _Wire, real: Real, self: Sampler) -> list[FinishedSample]:
