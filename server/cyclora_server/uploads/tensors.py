@@ -19,6 +19,7 @@ from cyclora_core.peft import WEIGHTS_FILE, ModuleGroup, TargetModule
 from cyclora_server.uploads.peft_config import PeftConfig
 
 _MAX_HEADER_BYTES = 16 * 1024 * 1024
+_MAX_AXES = 8
 _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 _ZEROS = bytes(1024 * 1024)
 _NAMES_SHOWN = 3
@@ -49,7 +50,9 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     try:
         header: Any = json.loads(raw)
         header.pop("__metadata__", None)
-        tensors = {str(name): _stored(value, 8 + header_bytes) for name, value in header.items()}
+        tensors = {
+            str(name): _stored(value, 8 + header_bytes, num_bytes) for name, value in header.items()
+        }
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
         raise UserError(f"the header of {WEIGHTS_FILE} cannot be read") from None
     end = 8 + header_bytes
@@ -67,15 +70,21 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _stored(value: Mapping[str, Any], offset: int) -> StoredTensor:
-    shape = tuple(_natural(each) for each in value["shape"])
-    start, stop = (_natural(each) + offset for each in value["data_offsets"])
+def _stored(value: Mapping[str, Any], offset: int, num_bytes: int) -> StoredTensor:
+    """One entry of the header of a file of ``num_bytes``; no number in it can be larger.
+
+    Bounded here, because the product of a few thousand long numbers takes minutes.
+    """
+    if len(value["shape"]) > _MAX_AXES:
+        raise ValueError(f"a tensor has more than {_MAX_AXES} axes")
+    shape = tuple(_natural(each, num_bytes) for each in value["shape"])
+    start, stop = (_natural(each, num_bytes) + offset for each in value["data_offsets"])
     return StoredTensor(str(value["dtype"]), shape, start, stop)
 
 
-def _natural(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(value)
+def _natural(value: Any, most: int) -> int:
+    if type(value) is not int or not 0 <= value <= most:
+        raise ValueError("a number of the header is out of range")
     return value
 
 

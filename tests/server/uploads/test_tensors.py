@@ -12,6 +12,7 @@ from cyclora_core import peft
 from cyclora_core.errors import UserError
 from cyclora_core.operations import LoraConfig
 from cyclora_core.payload import Array
+from cyclora_server.uploads import tensors as module
 from cyclora_server.uploads.peft_config import PeftConfig
 from cyclora_server.uploads.tensors import find_lora, read_header, write_adapter
 from server.double import MODULES
@@ -79,6 +80,25 @@ def test_the_groups_that_have_an_adapter_are_the_flags(tmp_path: Path) -> None:
 def test_a_damaged_file_is_refused(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(UserError):
         read_header(written(tmp_path, data))
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [[10**999] * 1000, [9] * 100_000, [10**6, 10**6], [0] * 9],
+    ids=["long", "many", "large", "axes"],
+)
+def test_a_shape_that_takes_long_to_multiply_is_not_multiplied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: list[int]
+) -> None:
+    """The product of a few thousand long numbers takes minutes, in which nothing else runs."""
+
+    def multiplied(_: object) -> int:
+        pytest.fail("it was multiplied")
+
+    monkeypatch.setattr(module.math, "prod", multiplied)
+
+    with pytest.raises(UserError, match="cannot be read"):
+        read_header(written(tmp_path, file_of({"a": entry("F32", shape, 0, 0)})))
 
 
 def test_every_truncation_of_a_whole_file_is_refused(tmp_path: Path) -> None:
