@@ -183,7 +183,7 @@ async def load_weights(request: Request, identity: IdentityDep, services: Servic
         body = parse(bodies.LoadWeights, value)
         checkpoint = await _training_checkpoint(services, identity, body, base.name)
         validate_optimizer.check_load(model, body.optimizer_config, checkpoint, body.optimizer)
-        for name in ("lora_rank", "train_attn", "train_mlp", "train_unembed"):
+        for name in ("lora_rank", "lora_alpha", "train_attn", "train_mlp", "train_unembed"):
             theirs, mine = getattr(checkpoint.lora, name), getattr(model.lora, name)
             if theirs != mine:
                 raise UserError(

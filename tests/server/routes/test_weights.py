@@ -236,6 +236,11 @@ async def test_a_load_carries_what_the_checkpoint_was_made_of(
         ({"base_model": "org/other"}, "belongs to base model 'org/other'"),
         ({"lora": LoraConfig(lora_rank=16)}, "has lora_rank 16; the model has 8"),
         (
+            # Kept, it would be forgotten when the model is restored after a crash.
+            {"lora": LoraConfig(lora_rank=8, lora_alpha=64.0)},
+            "has lora_alpha 64.0; the model has 32",
+        ),
+        (
             {"lora": LoraConfig(lora_rank=8, train_mlp=False)},
             "has train_mlp False; the model has True",
         ),
