@@ -9,12 +9,25 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from core.builders import BASE_MODEL, LEASE_S, add_worker, model_id, sample, submission, submit
+from core.builders import (
+    BASE_MODEL,
+    LEASE_S,
+    SESSION_ID,
+    add_worker,
+    model_id,
+    sample,
+    submission,
+    submit,
+)
 from core.test_store_cycles import dispatch_samples, settle_sample
 from core.test_store_operations import CREATE, PASS, STEP, assign, gathered, pending_seq_ids, settle
+from core.test_store_records import session
+from cyclora_core.clock import ManualClock
 from cyclora_core.errors import Unavailable
+from cyclora_core.partials import Partial, PartialToken
 from cyclora_core.records import FutureState, Submission, SubmitOutcome
 from cyclora_core.store import Store, patience
+from cyclora_core.store.cancellations import CancelOutcome
 from cyclora_core.store.operations import SettleOutcome
 from cyclora_core.waiting import WorkerStats
 from faults.own_valkey import OwnValkey
@@ -32,8 +45,8 @@ def own(tmp_path: Path) -> Iterator[OwnValkey]:
 
 
 @pytest.fixture
-async def starved(own: OwnValkey) -> AsyncIterator[Store]:
-    store = await Store.open(own.url)
+async def starved(own: OwnValkey, clock: ManualClock) -> AsyncIterator[Store]:
+    store = await Store.open(own.url, clock=clock)
     yield store
     await store.close()
 
@@ -133,6 +146,47 @@ async def test_a_full_store_keeps_leases_buries_the_dead_and_lets_workers_join(
     assert await starved.cycles.bury("t", "worker-1", BASE_MODEL)
 
     assert await dispatch_samples(starved, "worker-2") == 2
+
+
+async def test_clients_of_a_full_store_keep_their_sessions(
+    own: OwnValkey, starved: Store, clock: ManualClock
+) -> None:
+    """Sessions without a sign of life end however full the store is: so it must hear the signs."""
+    await starved.sessions.create(session())
+    seen_ms = (await starved.sessions.live())[SESSION_ID]
+    own.set_max_memory(NEXT_TO_NOTHING)
+
+    clock.advance(1)
+    await starved.sessions.heartbeat(SESSION_ID)
+
+    assert not await starved.sessions.expire(SESSION_ID, seen_ms, "gone")
+    last_ms = (await starved.sessions.live())[SESSION_ID]
+    assert last_ms > seen_ms
+    assert await starved.sessions.expire(SESSION_ID, last_ms, "gone")
+    assert await starved.sessions.ending(0, 1) == [SESSION_ID]
+
+
+async def test_samples_of_a_full_store_are_shown_and_cancelled(
+    own: OwnValkey, starved: Store
+) -> None:
+    await add_worker(starved)
+    await submit(starved, sample(1))
+    await dispatch_samples(starved)
+    await submit(starved, sample(2))
+    running, owner_id = sample(1).request_id, sample(1).owner_id
+    own.set_max_memory(NEXT_TO_NOTHING)
+
+    token = PartialToken(sample_index=0, token=7, logprob=-1.0)
+    await starved.operations.show_partials("worker-1", [Partial(running, 0, [token])])
+    shown = await starved.futures.progress(running, 0)
+    outcomes = [
+        await starved.cancellations.cancel("tenant-a", BASE_MODEL, owner_id, seq_id)
+        for seq_id in (1, 2, 2)
+    ]
+
+    assert shown.tokens == [token]
+    assert outcomes == [CancelOutcome.CANCELLED, CancelOutcome.CANCELLED, CancelOutcome.FINAL]
+    assert await starved.cancellations.of_worker("worker-1") == [running]
 
 
 async def until_refused(own: OwnValkey, code: str) -> None:

@@ -76,12 +76,8 @@ class Sessions:
         }
 
     async def heartbeat(self, session_id: str) -> None:
-        now_ms = self._clock.now_ms()
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hset(self._keys.session(session_id), "last_heartbeat_at_ms", now_ms)
-            # Not again among the living, if it ended meanwhile.
-            pipe.zadd(self._keys.live_sessions(), {session_id: now_ms}, xx=True)
-            await pipe.execute()
+        keys = [self._keys.session(session_id), self._keys.live_sessions()]
+        await self._connection.run("heartbeat", keys, [session_id, self._clock.now_ms()])
 
     async def finish(self, session_id: str, reason: str, detail: str | None = None) -> bool:
         """End a session; false when it had ended: the first reason stands.
