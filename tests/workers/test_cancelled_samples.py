@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from cyclora_core.samples import SampleBody, SamplingParams
 from cyclora_core.store import Store
 from cyclora_core.store.cancellations import CancelOutcome
 from cyclora_workers.base_model import BaseModel
+from cyclora_workers.sampling.sampler import Sampler
 from workers.harness import SESSION_ID, Harness
 
 SAMPLER = ids.sampling_session_id(SESSION_ID, 0)
@@ -149,3 +152,32 @@ async def test_one_that_waits_makes_room_for_those_behind_it(harness: Harness) -
         FutureState.FAILED,
         FutureState.DONE,
     ]
+
+
+async def test_only_the_engines_thread_looks_at_what_it_changes(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The claim reports beside a decode step: whoever counted there would find it changed."""
+    threads: dict[str, set[str]] = {"room_tokens": set(), "take_partials": set()}
+
+    def noted(name: str, function: Callable[[Sampler], Any]) -> Callable[[Sampler], Any]:
+        def run(sampler: Sampler) -> Any:
+            threads[name].add(threading.current_thread().name)
+            return function(sampler)
+
+        return run
+
+    room_tokens: Any = Sampler.room_tokens
+    monkeypatch.setattr(Sampler, "room_tokens", property(noted("room_tokens", room_tokens.fget)))
+    partials = noted("take_partials", Sampler.take_partials)
+    monkeypatch.setattr(Sampler, "take_partials", partials)
+    first = await ask(harness)
+    await ask(harness)
+    worker = await admitted(harness)
+    await worker._decode()
+    await cancel(harness, first)
+
+    await worker._heed_cancelled()
+    await harness.run_until_idle()
+
+    assert threads == {"room_tokens": {"engine_0"}, "take_partials": {"engine_0"}}

@@ -81,7 +81,7 @@ class Worker:
             self._info.name, self._engine.base_model.target_modules
         )
         await self._store.workers.register(
-            self._worker_id, self._worker_name, self._info, self._lease_s, self._stats()
+            self._worker_id, self._worker_name, self._info, self._lease_s, await self._stats()
         )
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -105,7 +105,7 @@ class Worker:
     async def drain(self) -> None:
         """Take no new cycle, let running samples finish in time, and write all states down."""
         self._is_draining = True
-        await self._store.workers.report(self._worker_id, self._stats())
+        await self._store.workers.report(self._worker_id, await self._stats())
         give_up_mono_s = self._clock.mono_s() + self._drain_s
         while not self._engine.sampler.is_idle and self._clock.mono_s() < give_up_mono_s:
             await self._decode()
@@ -141,7 +141,7 @@ class Worker:
 
     async def _execute(self, cycle: Cycle) -> None:
         await self._executor.execute(cycle)
-        await self._store.workers.release(self._worker_id, cycle.cycle_id, self._stats())
+        await self._store.workers.release(self._worker_id, cycle.cycle_id, await self._stats())
 
     async def _decode(self) -> None:
         num_steps = (
@@ -151,9 +151,13 @@ class Worker:
         await self._samples.show()
         if finished:
             await self._samples.settle(finished)
-            await self._store.workers.report(self._worker_id, self._stats())
+            await self._store.workers.report(self._worker_id, await self._stats())
 
-    def _stats(self) -> WorkerStats:
+    async def _stats(self) -> WorkerStats:
+        # In the engine's thread: beside a claim it may be in the midst of a step.
+        return await self._in_thread(self._measured)
+
+    def _measured(self) -> WorkerStats:
         return WorkerStats(
             round(self._engine.tokens_per_s, 1),
             max(0, self._engine.sampler.room_tokens),
@@ -177,7 +181,7 @@ class Worker:
         if cancelled:
             await self._samples.cancel(cancelled)
             await self._store.cancellations.heeded(self._worker_id, cancelled)
-            await self._store.workers.report(self._worker_id, self._stats())
+            await self._store.workers.report(self._worker_id, await self._stats())
 
     async def _stay_alive(self) -> None:
         while True:

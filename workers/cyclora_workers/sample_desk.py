@@ -106,7 +106,8 @@ class SampleDesk:
 
     async def show(self) -> None:
         """Let whoever streams a running sample see its new tokens."""
-        partials = self._engine.sampler.take_partials()
+        # In the engine's thread: a cancellation may be taking one away there.
+        partials = await self._in_thread(self._engine.sampler.take_partials)
         await self._store.operations.show_partials(self._worker_id, partials)
 
     async def settle(self, finished: Sequence[FinishedSample]) -> None:
