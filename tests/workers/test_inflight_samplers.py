@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from cyclora_core.operations import OperationKind, SaveWeightsBody
 from cyclora_core.records import FutureState
 from cyclora_core.samples import SampleBody, SampleResult, SamplingParams
 from cyclora_core.store import Store
+from cyclora_core.store.operations import SettleOutcome
 from cyclora_workers.base_model import BaseModel
 from workers.builders import cross_entropy
 from workers.harness import SESSION_ID, Harness
@@ -108,3 +110,27 @@ async def test_a_running_sample_ends_with_the_weights_it_began_with(harness: Har
 
     assert await logprobs(harness, running) == expected
     assert await sampled(harness, SLOT) != expected
+
+
+async def test_unnamed_weights_go_before_their_model_ends(
+    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that dies in between runs the end again; one that had settled it would not."""
+    left: list[tuple[list[str], list[Path]]] = []
+    operations, model_id = harness.store.operations, ids.model_id(SESSION_ID, 0)
+    settle = operations.settle
+
+    async def noted(**arguments: Any) -> SettleOutcome:
+        if arguments["operation"].kind is OperationKind.UNLOAD_MODEL:
+            paths = await harness.store.checkpoints.unlisted_of_model(model_id)
+            left.append((paths, list((tmp_path / "checkpoints").rglob("*.safetensors"))))
+        return await settle(**arguments)
+
+    monkeypatch.setattr(operations, "settle", noted)
+    await save(harness, SLOT, 1)
+    await save(harness, SNAPSHOT, 2)
+    await harness.submit(OperationKind.UNLOAD_MODEL, None)
+
+    await harness.run_until_idle()
+
+    assert left == [([], [])]

@@ -249,6 +249,10 @@ class Executor:
         if run.is_fenced:
             return
         model_id = run.planned.model_id
+        has_failed = isinstance(outcome, Exception)
+        if operation.kind is OperationKind.UNLOAD_MODEL and not has_failed:
+            # Before it settles: nobody would come back to it if this worker died in between.
+            await self._checkpoints.discard_ephemeral(run.record)
         try:
             await self._store.operations.settle(
                 worker_id=self._worker_id,
@@ -267,12 +271,10 @@ class Executor:
             return
         is_pass = operation.kind is OperationKind.FORWARD_BACKWARD
         self._keeper.applied(model_id, operation.seq_id, num_tokens if is_pass else 0)
-        has_failed = isinstance(outcome, Exception)
         if operation.kind is OperationKind.LOAD_WEIGHTS and not has_failed:
             await self._keeper.covered(model_id, operation.seq_id)
         elif operation.kind is OperationKind.UNLOAD_MODEL and not has_failed:
             run.is_ended = True
-            await self._checkpoints.discard_ephemeral(run.record)
         if run.is_ended:
             await self._keeper.end(model_id, operation.seq_id)
 
