@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,15 @@ from core.test_store_checkpoints import PATH, checkpoint
 from cyclora_core.clock import ManualClock
 from cyclora_core.records import AuditEntry, Checkpoint
 from cyclora_core.store import Store, audit
-from cyclora_core.store.metering import Meter, Metered, hour_of
+from cyclora_core.store.metering import (
+    METERED_KEPT_S,
+    Meter,
+    Metered,
+    byte_seconds_field,
+    bytes_field,
+    hour_of,
+    ms_left,
+)
 
 TENANT = "tenant-a"
 
@@ -182,3 +191,39 @@ async def test_a_log_holds_nothing_of_other_tenants(store: Store, clock: ManualC
     await store.checkpoints.put(checkpoint("a"))
 
     assert await store.audit.list("tenant-b", 0, clock.now_ms() + 1) == []
+
+
+async def test_hours_that_nobody_can_ask_for_are_summed_up(
+    store: Store, clock: ManualClock
+) -> None:
+    await store.checkpoints.put(checkpoint("a", num_bytes=1000))
+    kept_hours = METERED_KEPT_S // 3600
+    clock.advance((kept_hours + 100) * 3600)
+    now_hour = hour_of(clock.now_ms())
+    key = store.metering._keys.stored(TENANT)  # pyright: ignore[reportPrivateUsage]
+    client: Any = store.metering._redis  # pyright: ignore[reportPrivateUsage]
+    hours = [now_hour - kept_hours - 150 - number for number in range(10_000)]
+    await client.hset(key, mapping={bytes_field(hour): 1 for hour in hours})
+
+    await store.checkpoints.put(checkpoint("b", num_bytes=500))
+
+    assert await client.hgetall(key) == {
+        b"0:bytes": b"11000",
+        bytes_field(now_hour).encode(): b"500",
+        byte_seconds_field(now_hour).encode(): b"%d" % (500 * ms_left(clock.now_ms()) // 1000),
+    }
+    assert len(await byte_hours(store, clock, 0)) == kept_hours + 1
+    assert (await byte_hours(store, clock, 0))[0] == 11_000
+
+
+async def test_a_little_less_in_the_last_moment_of_an_hour_is_counted(
+    store: Store, clock: ManualClock
+) -> None:
+    await store.checkpoints.put(checkpoint("a", num_bytes=10))
+    at_the_full_hour(clock)
+    clock.advance(3599.999)
+
+    await store.checkpoints.delete(PATH)
+
+    assert await store.checkpoints.get(PATH) is None
+    assert len(await store.checkpoints.doomed_files(10)) == 1

@@ -102,8 +102,10 @@ class Metering:
     ) -> list[StoredHour]:
         """What was stored in each of those hours in which something was, oldest first.
 
-        The hour of ``now_ms`` counts as far as it has come, later ones not at all.
+        The hour of ``now_ms`` counts as far as it has come, later ones not at all, nor do those
+        that are no longer kept.
         """
+        from_hour = max(from_hour, hour_of(now_ms) - METERED_KEPT_S // HOUR_S)
         rows = await self._redis.hgetall(self._keys.stored(tenant_id))
         changes = {field.decode(): int(value) for field, value in rows.items()}
         return _integrated(changes, from_hour, before_hour, now_ms)

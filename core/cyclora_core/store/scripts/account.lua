@@ -1,4 +1,23 @@
 -- What a change of a checkpoint leaves in the books; stands in front of the scripts that make one.
+local MAX_STORED_FIELDS = 10000
+
+-- Hours that can no longer be asked for become one, or the hash would grow for ever. A day is left
+-- to those whose clock is behind.
+local function sum_up(stored, field, kept_hours)
+  if redis.call('HLEN', stored) <= MAX_STORED_FIELDS then return end
+  local first_hour = tonumber(string.match(field, '^%d+')) - kept_hours - 24
+  local rows = redis.call('HGETALL', stored)
+  local num_bytes = 0
+  for i = 1, #rows, 2 do
+    local hour, what = string.match(rows[i], '^(%d+):(.+)$')
+    if tonumber(hour) < first_hour then
+      if what == 'bytes' then num_bytes = num_bytes + tonumber(rows[i + 1]) end
+      redis.call('HDEL', stored, rows[i])
+    end
+  end
+  redis.call('HSET', stored, '0:bytes', string.format('%.0f', num_bytes))
+end
+
 -- account(key, arg, num_bytes) writes the change, of which num_bytes are more, or fewer, stored now.
 -- KEYS from key on: audit (zset)  metered (hash of this hour)  stored (hash)
 -- ARGV from arg on: audit entry, or ""  its at_ms  ms from which on others are kept
@@ -17,7 +36,10 @@ local function account(key, arg, num_bytes)
   if num_bytes ~= 0 then
     local byte_seconds = num_bytes * tonumber(ARGV[arg + 8]) / 1000
     redis.call('HINCRBY', KEYS[key + 2], ARGV[arg + 6], string.format('%.0f', num_bytes))
-    redis.call('HINCRBY', KEYS[key + 2], ARGV[arg + 7], string.format('%.0f', byte_seconds))
+    -- Rounded first: of a little less than nothing the format makes -0, which is no integer.
+    byte_seconds = string.format('%.0f', math.floor(byte_seconds + 0.5))
+    redis.call('HINCRBY', KEYS[key + 2], ARGV[arg + 7], byte_seconds)
+    sum_up(KEYS[key + 2], ARGV[arg + 6], tonumber(ARGV[arg + 5]) / 3600000)
   end
 end
 
