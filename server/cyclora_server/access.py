@@ -20,7 +20,8 @@ from cyclora_server.services import Services
 
 async def owned_session(services: Services, tenant_id: str, session_id: str) -> Session:
     """A session of this tenant, finished or not."""
-    session = await services.store.sessions.get(session_id)
+    is_valid = ids.is_session_id(session_id)
+    session = await services.store.sessions.get(session_id) if is_valid else None
     if session is None or session.tenant_id != tenant_id:
         raise NotFound(f"session {session_id[:100]!r} does not exist")
     return session

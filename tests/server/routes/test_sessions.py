@@ -111,6 +111,18 @@ async def test_another_tenants_session_looks_missing(
     assert answer.json() == {"detail": f"session {SESSION!r} does not exist"}
 
 
+async def test_an_id_of_another_form_is_not_even_looked_up(
+    client: httpx.AsyncClient, store: StoreDouble
+) -> None:
+    """The store keeps other things of a session under keys that begin like the session's."""
+    longer = f"{SESSION}:samplers"
+    store.sessions.records[longer] = store.sessions.records[SESSION]
+
+    answer = await client.get(f"/api/v1/sessions/{longer}")
+
+    assert answer.status_code == 404
+
+
 async def test_finishing_a_session_ends_its_models_after_what_was_sent_before(
     client: httpx.AsyncClient, store: StoreDouble
 ) -> None:
