@@ -16,6 +16,7 @@ from cyclora_core.types import BaseModelInfo
 from cyclora_server import access
 from cyclora_server.auth import Identity, IdentityDep, needs_key
 from cyclora_server.body import documented, json_body, offload, read_body
+from cyclora_server.problems import InvalidBody
 from cyclora_server.services import Json, Services, ServicesDep
 from cyclora_server.submission import Draft, Target, derived_seed, submit_draft
 from cyclora_server.validate_sample import (
@@ -176,8 +177,11 @@ def _draft(
 
 def _num_samples(value: dict[str, Any]) -> int:
     """How many sequences the client expects, as far as a refused body tells."""
-    count = value.get("num_samples")
-    return min(max(count, 1), MAX_SAMPLES) if isinstance(count, int) else 1
+    try:
+        count = parse(bodies.SampleCount, value).num_samples
+    except InvalidBody:
+        return 1
+    return min(max(count, 1), MAX_SAMPLES)
 
 
 @router.post(

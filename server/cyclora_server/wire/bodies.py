@@ -246,10 +246,15 @@ class SamplingParamsBody(Body):
         return _refuse_nulls(value, ("temperature", "top_p"))
 
 
-class Sample(NumberedSample):
-    """``asample``."""
+class SampleCount(Body):
+    """How many sequences a sample asks for, also one that is refused for something else."""
 
     num_samples: int = 1
+
+
+class Sample(NumberedSample, SampleCount):
+    """``asample``."""
+
     prompt: ModelInput
     sampling_params: SamplingParamsBody = SamplingParamsBody()
     prompt_logprobs: bool = False

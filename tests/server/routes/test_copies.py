@@ -149,6 +149,19 @@ async def test_a_copy_that_cannot_be_made_leaves_nothing(
     assert len(store.models.records) == 1
 
 
+async def test_a_finished_session_gets_no_copy(
+    client: httpx.AsyncClient, store: StoreDouble, storage: StorageDouble
+) -> None:
+    store.checkpoints.put(checkpoint())
+    await store.sessions.finish(SESSION, "success")
+
+    status, _, _ = await copied(
+        client, destination_project_id=None, session_id=SESSION, model_seq_id=7
+    )
+
+    assert (status, storage.copied) == (410, [])
+
+
 async def test_an_access_token_in_the_header_is_refused_and_not_repeated(
     client: httpx.AsyncClient, store: StoreDouble
 ) -> None:

@@ -85,6 +85,7 @@ async def test_a_sampling_session_opens_on_a_checkpoint(
         ({"base_model": "org/other"}, 404),
         ({"model_path": "final"}, 400),
         ({"model_path": checkpoint().path}, 404),
+        ({"model_path": f"tinker://{MODEL}/external_weights/a"}, 400),
         ({"base_model": BASE.name, "session_id": "nope"}, 404),
         ({"base_model": BASE.name, "sampling_session_seq_id": None}, 422),
     ],
@@ -95,6 +96,19 @@ async def test_a_sampling_session_on_nothing_is_refused(
     answer = await client.post("/api/v1/create_sampling_session", json=CREATE | changes)
 
     assert answer.status_code == status
+    assert list(store.sampling.records) == [SAMPLER]
+
+
+async def test_a_finished_session_opens_no_sampling_session(
+    client: httpx.AsyncClient, store: StoreDouble
+) -> None:
+    await store.sessions.finish(SESSION, "success")
+
+    answer = await client.post(
+        "/api/v1/create_sampling_session", json=CREATE | {"base_model": BASE.name}
+    )
+
+    assert answer.status_code == 410
     assert list(store.sampling.records) == [SAMPLER]
 
 
@@ -264,6 +278,16 @@ async def test_a_refused_sample_becomes_a_failed_future(
     assert answer.status_code == 200
     assert answer.json()["sample_sequence_ids"]
     assert store.submitted(REQUEST).error is not None
+
+
+@pytest.mark.parametrize("num_samples", [3, 3.0, "3"])
+async def test_a_sample_is_promised_an_id_for_each_of_its_sequences(
+    client: httpx.AsyncClient, store: StoreDouble, num_samples: Any
+) -> None:
+    answer = await asample(client, sdk_sample(num_samples=num_samples))
+
+    assert submitted(store).num_samples == 3
+    assert len(set(answer.json()["sample_sequence_ids"])) == 3
 
 
 @pytest.mark.parametrize(

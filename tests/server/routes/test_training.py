@@ -317,6 +317,24 @@ async def test_the_sdk_learns_the_optimizer_from_get_info(
     assert info.optimizer_config.model_dump() == expected[optimizer_type].model_dump()
 
 
+async def test_its_number_and_not_a_header_tells_a_request_from_its_retry(
+    client: httpx.AsyncClient, store: StoreDouble
+) -> None:
+    """The SDK's outer retries carry an ``X-Idempotency-Key`` of their own."""
+    answers = [
+        await client.post(
+            "/api/v1/optim_step",
+            json=STEP | {"seq_id": seq_id},
+            headers={"X-Idempotency-Key": idempotency_key},
+        )
+        for seq_id, idempotency_key in ((2, "a"), (3, "a"), (2, "b"))
+    ]
+
+    found = [each.json()["request_id"] for each in answers]
+    assert found == [f"{MODEL}:2", f"{MODEL}:3", f"{MODEL}:2"]
+    assert list(store.operations.submissions) == found[:2]
+
+
 @pytest.mark.parametrize(
     "changes",
     [

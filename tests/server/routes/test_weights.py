@@ -362,6 +362,16 @@ async def test_a_refused_creating_load_leaves_no_training_run(
     assert list(store.models.records) == [MODEL]
 
 
+async def test_a_finished_session_loads_nothing_into_a_new_model(
+    client: httpx.AsyncClient, store: StoreDouble
+) -> None:
+    store.checkpoints.put(checkpoint())
+    await store.sessions.finish(SESSION, "success")
+
+    assert (await client.post("/api/v1/load_weights", json=CREATE)).status_code == 410
+    assert list(store.models.records) == [MODEL]
+
+
 async def test_a_creating_load_keeps_to_the_checkpoints_base_model(
     client: httpx.AsyncClient, store: StoreDouble
 ) -> None:

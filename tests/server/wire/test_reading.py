@@ -57,6 +57,14 @@ def test_a_violation_names_the_field_and_the_value() -> None:
         parse(bodies.Numbered, {"model_id": "m", "seq_id": 0})
 
 
+@pytest.mark.parametrize("seq_id", [-1, 2**31, "1e3", 1.5])
+def test_the_number_of_a_models_request_is_a_positive_int32(seq_id: Any) -> None:
+    with pytest.raises(InvalidBody, match="seq_id: "):
+        parse(bodies.Numbered, {"model_id": "m", "seq_id": seq_id})
+
+    assert parse(bodies.Numbered, {"model_id": "m", "seq_id": 2**31 - 1}).seq_id == 2**31 - 1
+
+
 def test_metadata_that_is_no_object_is_refused() -> None:
     with pytest.raises(InvalidBody, match="user_metadata"):
         parse(bodies.CreateSession, {"user_metadata": [1]})
