@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import signal
 import socket
 from collections.abc import Generator
@@ -29,6 +30,10 @@ _KEEP_ALIVE_S = 75
 """Heartbeats come every 10 s; a connection closed between two would cost a handshake each."""
 
 _BACKLOG = 2048
+
+_MAX_OPEN_FILES = 65_536
+"""Every held poll has a connection of its own, and a client may hold hundreds."""
+
 _CLOSE_INTERVAL_S = 0.1
 
 
@@ -81,6 +86,7 @@ def main() -> None:
     """Serve until told to stop."""
     settings = Settings()
     configure_logs("server", level=settings.log_level, as_json=settings.log_json)
+    _raise_open_files_limit()
     asyncio.run(serve(settings))
 
 
@@ -115,6 +121,18 @@ async def _listen(app: FastAPI, settings: Settings) -> None:
     with listener:
         server = _Server(config, app.state.services, settings.ready_file)
         await server.serve(sockets=[listener])
+
+
+def _raise_open_files_limit() -> None:
+    """Let the process have as many connections as it may; shells often begin with 1024 files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_OPEN_FILES)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (OSError, ValueError) as error:
+        _log.warning("limit of open files not raised", soft=soft, wanted=wanted, error=str(error))
 
 
 def _write_atomically(file: Path, text: str) -> None:

@@ -7,7 +7,13 @@ from tinker import types
 
 from cyclora_server.problems import InvalidBody
 from cyclora_server.wire import bodies
-from cyclora_server.wire.reading import MAX_METADATA_CHARS, parse, read_json
+from cyclora_server.wire.reading import MAX_METADATA_CHARS, Body, parse, read_json
+
+BODY_TYPES = [
+    each
+    for each in vars(bodies).values()
+    if isinstance(each, type) and issubclass(each, Body) and each is not Body
+]
 
 
 def test_unknown_fields_are_ignored() -> None:
@@ -26,6 +32,37 @@ def test_null_means_absent() -> None:
 
     assert body.lora_config == bodies.LoraSettings()
     assert body.user_metadata == {}
+
+
+NULL_IS_NO_DEFAULT = {
+    *(
+        (each, name)
+        for each in (bodies.AdamParams, bodies.DimuonParams)
+        for name in each.model_fields
+    ),
+    *((bodies.SamplingParamsBody, name) for name in ("temperature", "top_p")),
+}
+"""The SDK writes NaN and infinity as null: taken for the default they would be hidden."""
+
+
+@pytest.mark.parametrize("body_type", BODY_TYPES, ids=lambda each: each.__name__)
+def test_null_means_absent_in_every_request(body_type: type[Body]) -> None:
+    for name, field in body_type.model_fields.items():
+        if not field.is_required() and (body_type, name) not in NULL_IS_NO_DEFAULT:
+            assert complaint(body_type, {name: None}) == complaint(body_type, {})
+
+
+@pytest.mark.parametrize("body_type", BODY_TYPES, ids=lambda each: each.__name__)
+def test_a_field_of_a_later_sdk_is_ignored_in_every_request(body_type: type[Body]) -> None:
+    if body_type is not bodies.OptimizerConfig:
+        assert complaint(body_type, {"of_a_later_sdk": [1]}) == complaint(body_type, {})
+
+
+def complaint(body_type: type[Body], value: Any) -> str | Body:
+    try:
+        return parse(body_type, value)
+    except InvalidBody as error:
+        return str(error)
 
 
 def test_adam_defaults_are_the_sdks() -> None:
