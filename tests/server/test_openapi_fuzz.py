@@ -31,9 +31,11 @@ MAX_EXAMPLES = 8
 
 TIMEOUT_S = 30
 
-REVOKES_ITS_KEY = "DELETE /api/v1/auth/apikey/me"
 
-schemathesis.serializer.alias("application/x-tar", "application/octet-stream")
+@schemathesis.serializer("application/x-tar")
+def noise(_context: Any, value: Any) -> bytes:
+    """Bodies that are no JSON: whatever was made up, as bytes."""
+    return value if isinstance(value, bytes) else str(value).encode()
 
 
 class Served:
@@ -41,8 +43,8 @@ class Served:
 
     def __init__(self, redis_url: str, folder: Path) -> None:
         self.base_url = ""
-        self.api_key = ""
-        self.spare_key = ""
+        self._admin_key = ""
+        self._tenant_id = ""
         self._ready = threading.Event()
         self._server: uvicorn.Server | None = None
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run(redis_url, folder)))
@@ -56,12 +58,22 @@ class Served:
         self._server.should_exit = True
         self._thread.join()
 
+    def new_key(self) -> str:
+        """A key for one route: one of them ends the key that it is asked with."""
+        answer = requests.post(
+            f"{self.base_url}/admin/v1/keys",
+            json={"tenant_id": self._tenant_id, "is_admin": True},
+            headers={"X-API-Key": self._admin_key},
+            timeout=TIMEOUT_S,
+        )
+        return answer.json()["api_key"]
+
     async def _run(self, redis_url: str, folder: Path) -> None:
         clock = SystemClock()
         store = await Store.open(redis_url, f"fuzz-{uuid.uuid4().hex[:12]}", clock)
         tenant = await store.tenants.create("fuzz")
-        self.api_key, _ = await store.tenants.create_key(tenant.tenant_id, "fuzz", True)
-        self.spare_key, _ = await store.tenants.create_key(tenant.tenant_id, "spare", True)
+        self._tenant_id = tenant.tenant_id
+        self._admin_key, _ = await store.tenants.create_key(tenant.tenant_id, "fuzz", True)
         own = Settings(poll_hold_s=0.0, min_free_disk_bytes=0, storage_url=str(folder))
         app = create_app(own, store, Storage(folder), clock)
         config = uvicorn.Config(app, port=0, log_config=None, access_log=False)
@@ -88,7 +100,6 @@ def test_no_request_is_answered_with_an_error_of_ours(served: Served) -> None:
     document = requests.get(f"{served.base_url}/openapi.json", timeout=TIMEOUT_S).json()
     schema: Any = schemathesis.openapi.from_dict(document)
     schema.config.update(base_url=served.base_url)
-    key = {"X-API-Key": served.api_key}
     failures: list[str] = []
     num_routes = 0
     for operation in (each.ok() for each in schema.get_all_operations()):
@@ -98,15 +109,13 @@ def test_no_request_is_answered_with_an_error_of_ours(served: Served) -> None:
 
     assert num_routes > 20
     assert failures == []
-    # Had the key been revoked on the way, everything behind would only have been refused.
-    still = requests.get(f"{served.base_url}/api/v1/sessions", headers=key, timeout=TIMEOUT_S)
-    assert still.status_code == 200
 
 
 def faults(operation: Any, mode: GenerationMode, served: Served) -> list[str]:
-    """Answers of 500 and above, or none at all, to made-up requests of one route."""
+    """Answers that are a fault of ours, or none at all, to made-up requests of one route."""
     found: list[str] = []
-    key = served.spare_key if operation.label == REVOKES_ITS_KEY else served.api_key
+    headers = {"X-API-Key": served.new_key()}
+    ends_its_key = operation.label == "DELETE /api/v1/auth/apikey/me"
 
     @settings(
         max_examples=MAX_EXAMPLES,
@@ -118,8 +127,11 @@ def faults(operation: Any, mode: GenerationMode, served: Served) -> list[str]:
     )
     @given(case=operation.as_strategy(generation_mode=mode))
     def ask(case: Any) -> None:
-        answer = case.call(headers={"X-API-Key": key}, timeout=TIMEOUT_S)
-        if answer.status_code >= 500:
+        answer = case.call(headers=headers, timeout=TIMEOUT_S)
+        # Polls are answered 429 in place of 500; nothing is short here.
+        is_fault = answer.status_code >= 500 or answer.status_code == 429
+        # A request that gets no further than the key shows nothing.
+        if is_fault or (answer.status_code == 401 and not ends_its_key):
             found.append(f"{answer.status_code} {operation.label}: {case.body!r:.200}")
 
     with suppress(Unsatisfiable):  # a route without parameters cannot be asked wrongly

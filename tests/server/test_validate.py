@@ -26,6 +26,12 @@ def test_a_seed_is_derived_only_when_none_was_sent() -> None:
     assert validate.lora_config(bodies.LoraSettings(seed=0), BASE, seed=5).seed == 0
 
 
+@pytest.mark.parametrize("seed", [2**64, -(2**63) - 1])
+def test_a_seed_beyond_64_bits_is_refused(seed: int) -> None:
+    with pytest.raises(UserError, match=f"seed is {seed}; expected a 64-bit number"):
+        validate.lora_config(bodies.LoraSettings(seed=seed), BASE, seed=5)
+
+
 @pytest.mark.parametrize("ttl_s", [0, 3599, 315360001])
 def test_a_ttl_outside_its_range_is_refused(ttl_s: int) -> None:
     with pytest.raises(UserError, match=f"ttl_seconds is {ttl_s}; expected 3600"):

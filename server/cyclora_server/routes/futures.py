@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header
+from fastapi import APIRouter, Depends, Header, Request
 from fastapi.responses import JSONResponse, Response
+from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
 
 from cyclora_core import ids
-from cyclora_core.errors import Gone, NotFound, Overloaded, Unavailable
+from cyclora_core.errors import Gone, NotFound, Overloaded
 from cyclora_core.records import Completion, Future, FutureState
 from cyclora_core.types import QueueState
 from cyclora_server import access, problems
@@ -25,7 +27,33 @@ MAX_UNANNOUNCED_BYTES = 1024 * 1024
 """Larger results are announced with their size to clients that ask for it, which bound what they
 receive at one time."""
 
-router = APIRouter(prefix="/api/v1", tags=["futures"], dependencies=needs_key)
+
+class PollRoute(APIRoute):
+    """Answers 429 where other routes, or their dependencies, would answer a 5xx.
+
+    The SDK repeats a poll that got a 5xx without any pause, and backs off from a 429.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_faults(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except ClientDisconnect:
+                raise
+            except Exception as error:
+                problem = problems.problem_of(error)
+                if problem.status < 500:
+                    raise
+                raise Overloaded(problem.detail) from error
+
+        return handle_faults
+
+
+router = APIRouter(
+    prefix="/api/v1", tags=["futures"], dependencies=needs_key, route_class=PollRoute
+)
 
 
 @router.post(
@@ -41,18 +69,13 @@ async def retrieve_future(
     accept: Annotated[str, Header()] = "",
 ) -> Response:
     request_id = body.request_id
-    hold_s = services.settings.poll_hold_s
-    try:
-        future = await services.hub.wait(request_id, identity.tenant_id, hold_s)
-        if future is None:
-            raise await _missing(services, identity, request_id)
-        if future.state is FutureState.PENDING:
-            state, reason = await _queue_state(services, future)
-            return problems.try_again(request_id, state, reason)
-        await services.store.futures.fetched(request_id)
-    except Unavailable as error:
-        # The SDK repeats a poll that got a 5xx without any pause, and backs off from a 429.
-        raise Overloaded(str(error)) from error
+    future = await services.hub.wait(request_id, identity.tenant_id, services.settings.poll_hold_s)
+    if future is None:
+        raise await _missing(services, identity, request_id)
+    if future.state is FutureState.PENDING:
+        state, reason = await _queue_state(services, future)
+        return problems.try_again(request_id, state, reason)
+    await services.store.futures.fetched(request_id)
     encoded = await _encode(future, accept)
     size = len(encoded.content)
     if body.allow_metadata_only and size > MAX_UNANNOUNCED_BYTES:

@@ -145,17 +145,35 @@ async def test_a_strangers_poll_finds_nothing_and_destroys_nothing(
     assert store.futures.records == before
 
 
-async def test_a_poll_backs_off_while_the_store_is_away(
-    client: httpx.AsyncClient, store: StoreDouble, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("part", ["tenants.authenticate", "futures.get", "workers.list"])
+@pytest.mark.parametrize(
+    ("error", "complaint"),
+    [
+        (Unavailable("the store is restarting"), "the store is restarting"),
+        (ValueError("secret"), "internal error"),
+    ],
+)
+async def test_a_poll_backs_off_from_whatever_fails_on_the_way(
+    client: httpx.AsyncClient,
+    store: StoreDouble,
+    monkeypatch: pytest.MonkeyPatch,
+    part: str,
+    error: Exception,
+    complaint: str,
 ) -> None:
-    """The SDK repeats a poll that got a 503 without any pause; only 429 makes it wait."""
+    """The SDK repeats a poll that got a 5xx without any pause; only 429 makes it wait."""
 
-    async def away(_request_id: str) -> None:
-        raise Unavailable("the store is restarting")
+    async def fail(*_: object) -> None:
+        raise error
 
-    monkeypatch.setattr(store.futures, "get", away)
+    owner, _, method = part.partition(".")
+    monkeypatch.setattr(getattr(store, owner), method, fail)
 
-    assert (await retrieve(client)).status_code == 429
+    answer = await retrieve(client)
+
+    assert answer.status_code == 429
+    assert complaint in answer.json()["detail"]
+    assert "secret" not in answer.text
 
 
 async def test_a_session_poller_gets_completions_and_its_next_cursor(
