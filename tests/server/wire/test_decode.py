@@ -108,6 +108,14 @@ def test_the_number_of_a_pass_is_read_before_its_data() -> None:
     assert sent.kind is OperationKind.FORWARD_BACKWARD
 
 
+def test_a_protobuf_field_of_a_later_sdk_is_ignored() -> None:
+    raw = sdk_bytes([], forward_only=False)
+    number_127 = b"\xf8\x07\x01"
+
+    assert decode.pass_from_proto(raw + number_127).seq_id == decode.pass_from_proto(raw).seq_id
+    assert decoded(raw + number_127) == decoded(raw)
+
+
 def test_forward_only_makes_a_forward() -> None:
     sent = decode.pass_from_proto(sdk_bytes([], forward_only=True))
 
