@@ -131,6 +131,23 @@ def test_storage_is_what_is_stored(
     assert sum(each.size_bytes for each in found) == sum(size or 0 for size in sizes)
 
 
+def test_what_moved_to_the_admin_client_is_still_read_the_old_way(
+    admin: tinker.AdminClient, rest: tinker.RestClient, model: tinker.TrainingClient
+) -> None:
+    window = (datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UTC))
+    assert model.model_id
+    with pytest.warns(FutureWarning, match="Use AdminClient"):
+        entries = rest.get_audit_log().result().entries  # pyright: ignore[reportDeprecated]
+    with pytest.warns(FutureWarning, match="Use AdminClient"):
+        usage = rest.get_billing_usage(*window).result()  # pyright: ignore[reportDeprecated]
+    with pytest.warns(FutureWarning, match="Use AdminClient"):
+        found = rest.get_current_checkpoint_storage_usage()  # pyright: ignore[reportDeprecated]
+
+    assert entries == admin.get_audit_log().result().entries
+    assert usage.data == []
+    assert found.result().data == admin.get_current_checkpoint_storage_usage().result().data
+
+
 def test_a_finished_session_says_so_and_takes_no_more(up: Running, rest: tinker.RestClient) -> None:
     service = up.service(TENANT)
     model = service.create_lora_training_client(BASE_MODEL, rank=4).result()
