@@ -15,7 +15,7 @@ from contract.conftest import BASE_MODEL, Running
 
 pytestmark = pytest.mark.contract
 
-TENANT = "rest"
+TENANT = "rest sessions"
 
 
 @pytest.fixture(scope="module")
