@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -54,3 +55,23 @@ async def store(redis_url: str, clock: ManualClock) -> AsyncIterator[Store]:
     opened = await Store.open(redis_url, f"test-{uuid.uuid4().hex[:12]}", clock)
     yield opened
     await opened.close()
+
+
+_exit_status = pytest.StashKey[int]()
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    session.config.stash[_exit_status] = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Leave without Python's own shutdown once the SDK has been used; everything is reported.
+
+    Threads of the SDK's HTTP library (Rust) call into Python whenever an answer comes. One that
+    does so while CPython before 3.14 shuts down aborts the whole process.
+    """
+    if "tinker" in sys.modules and _exit_status in config.stash:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(config.stash[_exit_status])

@@ -24,7 +24,7 @@ from cyclora_client import connect
 from cyclora_client.tokenizers import write_snapshot
 
 PROGRAM = """
-import json, sys
+import json, os, sys
 from pathlib import Path
 import tinker
 from cyclora_client.connect import connect
@@ -40,6 +40,8 @@ for module in (training_client, sampling_client):
         load = module._load_tokenizer_from_model_info
         tokenizer = load(name) if module is sampling_client else load(name, None)
         print(json.dumps(tokenizer.encode("hello world")))
+sys.stdout.flush()
+os._exit(0)  # Threads of the SDK may abort a process that shuts down (tests/conftest.py).
 """
 
 

@@ -74,5 +74,20 @@ def test_a_tenant_whose_example_fails_is_named(
         train(tmp_path / "example.py", monkeypatch, "import sys; sys.exit('bar' in sys.argv)")
 
 
+def test_an_example_that_aborts_counts_once_it_has_said_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = "import os; print('logprobs     [-0.1]', flush=True); os.abort()"
+    outputs = train(tmp_path / "example.py", monkeypatch, program)
+    assert outputs["one"][0] == "logprobs     [-0.1]"
+
+    with pytest.raises(demo.DemoError, match="failed for one, two;"):
+        train(tmp_path / "example.py", monkeypatch, "import os; os.abort()")
+
+
+def test_the_example_prints_the_last_word_that_the_demo_waits_for() -> None:
+    assert demo.LAST_WORD in demo.EXAMPLE.read_text().splitlines()[-5]
+
+
 def test_the_example_it_runs_is_where_it_looks() -> None:
     assert demo.EXAMPLE.is_file()

@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import math
 import os
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -286,6 +287,10 @@ def main() -> None:
     parser.add_argument("--checkpoint")
     options = parser.parse_args()
     LOOPS[options.loop](options)
+    # Threads of the SDK may abort a process that shuts down in the usual way (tests/conftest.py).
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

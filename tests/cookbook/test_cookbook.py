@@ -93,11 +93,11 @@ def test_the_distillation_loop_measures_its_distance_from_another_model(
     assert distances[0] > 1
 
 
-def test_the_distillation_loop_stays_where_its_teacher_is(
+def test_the_distillation_loop_starts_at_no_distance_from_its_own_base_model(
     run_loop: RunLoop,
 ) -> None:
     run = run_loop("distill")
 
     distances = run.metric("teacher_kl")
     assert len(distances) == 4
-    assert max(map(abs, distances)) < 1e-4
+    assert abs(distances[0]) < 1e-4
