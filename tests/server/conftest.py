@@ -9,7 +9,9 @@ from fastapi import FastAPI
 from cyclora_core.clock import ManualClock
 from cyclora_server.app import create_app
 from cyclora_server.settings import Settings
-from server.double import KEY, StorageDouble, StoreDouble, manual_clock
+from server.doubles.builders import KEY, manual_clock
+from server.doubles.checkpoints import StorageDouble
+from server.doubles.store import StoreDouble
 
 
 @pytest.fixture

@@ -19,7 +19,9 @@ import zstandard
 from cyclora_server.app import create_app
 from cyclora_server.settings import Settings
 from cyclora_server.wire import schema
-from server.double import KEY, MODEL, StorageDouble, StoreDouble, manual_clock
+from server.doubles.builders import KEY, MODEL, manual_clock
+from server.doubles.checkpoints import StorageDouble
+from server.doubles.store import StoreDouble
 
 _MIB = 1024 * 1024
 _PROTOBUF = "application/x-protobuf"

@@ -5,7 +5,8 @@ import pytest
 from fastapi import FastAPI
 from starlette.routing import Route
 
-from server.double import ADMIN_KEY, KEY, StoreDouble
+from server.doubles.builders import ADMIN_KEY, KEY
+from server.doubles.store import StoreDouble
 
 PUBLIC = {
     "/api/v1/healthz",

@@ -9,7 +9,7 @@ import httpx
 import pytest
 import zstandard
 
-from server.double import SESSION
+from server.doubles.builders import SESSION
 
 HEARTBEAT = json.dumps({"session_id": SESSION}).encode()
 PATH = "/api/v1/session_heartbeat"

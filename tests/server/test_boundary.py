@@ -6,7 +6,8 @@ from fastapi import FastAPI
 from structlog.testing import capture_logs
 
 from cyclora_core.clock import ManualClock
-from server.double import KEY, TENANT, StoreDouble
+from server.doubles.builders import KEY, TENANT
+from server.doubles.store import StoreDouble
 
 
 async def test_a_request_leaves_one_line_without_body_and_key(client: httpx.AsyncClient) -> None:

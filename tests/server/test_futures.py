@@ -12,7 +12,8 @@ from structlog.testing import capture_logs
 from cyclora_core.operations import OptimStepResult
 from cyclora_core.records import Future, FutureState
 from cyclora_server.futures import FuturesHub
-from server.double import MODEL, SAMPLER, STRANGER, TENANT, Futures, pending
+from server.doubles.builders import MODEL, SAMPLER, STRANGER, TENANT, pending
+from server.doubles.queue import Futures
 
 REQUEST = f"{MODEL}:1"
 FOREVER_S = 3600.0

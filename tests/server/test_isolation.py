@@ -20,19 +20,19 @@ from fastapi import FastAPI
 from cyclora_core.ids import CheckpointKind, loss_id
 from cyclora_core.records import Session
 from cyclora_core.storage import StoredFile
-from server.double import (
+from server.doubles.builders import (
     BASE,
     MODEL,
     SAMPLER,
     SESSION,
     STRANGER,
     STRANGER_KEY,
-    StorageDouble,
-    StoreDouble,
     checkpoint,
     model_record,
     pending,
 )
+from server.doubles.checkpoints import StorageDouble
+from server.doubles.store import StoreDouble
 from server.routes.test_custom_losses import upload
 from server.routes.test_sampling import sdk_sample
 from server.routes.test_training import CREATE, PROTOBUF, STEP, pass_bytes

@@ -10,7 +10,7 @@ from tinker.types.session_status import SessionStatus
 from cyclora_core.records import EXPIRED, Session
 from cyclora_server import session_search
 from cyclora_server.wire import bodies
-from server.double import SESSION, STRANGER, TENANT
+from server.doubles.builders import SESSION, STRANGER, TENANT
 
 NIGHTLY = Session(
     SESSION,

@@ -5,7 +5,7 @@ from urllib.parse import parse_qs
 import pytest
 
 from cyclora_server.signing import UrlSigner
-from server.double import Secrets
+from server.doubles.accounts import Secrets
 
 PATH = "/files/a run:train:0/weights.safetensors"
 NOW_MS = 1_000_000

@@ -11,15 +11,9 @@ from cyclora_core.ids import CheckpointKind
 from cyclora_core.operations import OperationKind
 from cyclora_core.records import EXPIRED, Session
 from cyclora_server.sweep import Sweeper
-from server.double import (
-    MODEL,
-    SESSION,
-    TENANT,
-    StorageDouble,
-    StoreDouble,
-    checkpoint,
-    model_record,
-)
+from server.doubles.builders import MODEL, SESSION, TENANT, checkpoint, model_record
+from server.doubles.checkpoints import StorageDouble
+from server.doubles.store import StoreDouble
 
 OTHER = "00000000-0000-4000-8000-000000000002"
 

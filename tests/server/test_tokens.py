@@ -5,7 +5,8 @@ import pytest
 
 from cyclora_core.records import ApiKey
 from cyclora_server.tokens import PREFIX, TokenSigner
-from server.double import TENANT, Secrets
+from server.doubles.accounts import Secrets
+from server.doubles.builders import TENANT
 
 KEY = ApiKey("key-a", TENANT, "laptop", False, 1000)
 NOW_MS = 1_000_000_000

@@ -7,7 +7,7 @@ from cyclora_core.operations import OperationKind
 from cyclora_core.store.traces import TracedOperation
 from cyclora_core.types import Execution
 from cyclora_server.trace import chrome_trace
-from server.double import MODEL, SAMPLER
+from server.doubles.builders import MODEL, SAMPLER
 
 PASS = OperationKind.FORWARD_BACKWARD
 

@@ -5,7 +5,7 @@ import pytest
 from cyclora_core.errors import UserError
 from cyclora_server import validate
 from cyclora_server.wire import bodies
-from server.double import BASE
+from server.doubles.builders import BASE
 
 
 @pytest.mark.parametrize("rank", [0, -1, 65])

@@ -13,7 +13,7 @@ from cyclora_core.optimizers import OptimizerType
 from cyclora_server import validate_optimizer
 from cyclora_server.wire import bodies
 from cyclora_server.wire.reading import parse
-from server.double import MODEL, checkpoint, model_record
+from server.doubles.builders import MODEL, checkpoint, model_record
 
 ADAMW, DIMUON = OptimizerType
 

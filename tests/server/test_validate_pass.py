@@ -10,7 +10,7 @@ from core.losses import custom_loss, method, ref
 from cyclora_core.errors import UserError
 from cyclora_core.operations import Datum, PassBody
 from cyclora_server.validate_pass import check_pass
-from server.double import BASE
+from server.doubles.builders import BASE
 
 
 def ints(*values: int) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -13,7 +13,7 @@ from cyclora_core.samples import Cells, PromptTargets, SamplingParams
 from cyclora_server import validate_sample
 from cyclora_server.wire import bodies
 from cyclora_server.wire.reading import parse
-from server.double import BASE, SAMPLER
+from server.doubles.builders import BASE, SAMPLER
 
 
 def sample_body(**changes: Any) -> bodies.Sample:

@@ -13,7 +13,8 @@ import cyclora_workers.tiny_chat as tiny_chat
 from cyclora_core.samples import SampledSequence, SampleResult, StopReason
 from cyclora_core.types import BaseModelInfo
 from cyclora_server.inference.tokenizer import TextTokenizer, Tokenizers
-from server.double import BASE, StorageDouble
+from server.doubles.builders import BASE
+from server.doubles.checkpoints import StorageDouble
 
 FOLDER = Path(tiny_chat.__file__).parent / "model"
 FILES = ("tokenizer.json", "tokenizer_config.json")

@@ -9,7 +9,7 @@ from cyclora_core import payload
 from cyclora_core.records import Submission, WorkerStatus
 from cyclora_core.samples import SampleBody
 from cyclora_server.settings import Settings
-from server.double import StoreDouble
+from server.doubles.store import StoreDouble
 from server.inference.builders import CHAT, TokenizerStorage
 
 

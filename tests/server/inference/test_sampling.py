@@ -17,7 +17,8 @@ from cyclora_server.inference.prompts import Prompt
 from cyclora_server.inference.requests import CompletionRequest
 from cyclora_server.inference.sampling import Order, Samples
 from cyclora_server.services import Services
-from server.double import KEY, StoreDouble
+from server.doubles.builders import KEY
+from server.doubles.store import StoreDouble
 from server.inference.builders import CHAT, tokens_of
 from server.inference.conftest import Submitted
 

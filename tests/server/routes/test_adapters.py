@@ -20,7 +20,8 @@ from cyclora_server.app import create_app
 from cyclora_server.settings import Settings
 from cyclora_server.sweep import Sweeper
 from cyclora_server.uploads.receive import UNFINISHED_KEPT_S
-from server.double import BASE, KEY, MODULES, STRANGER_KEY, TENANT, StoreDouble
+from server.doubles.builders import BASE, KEY, MODULES, STRANGER_KEY, TENANT
+from server.doubles.store import StoreDouble
 from server.uploads.builders import RANK, config, tar, tensors, weights
 
 ROUTE = "/api/v1/adapters"

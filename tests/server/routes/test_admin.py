@@ -3,7 +3,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from server.double import ADMIN_KEY, BASE, KEY, STRANGER, TENANT
+from server.doubles.builders import ADMIN_KEY, BASE, KEY, STRANGER, TENANT
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ import pytest
 from tinker.types import AuditLogResponse
 
 from cyclora_core.records import AuditEntry
-from server.double import ADMIN_KEY, STRANGER, TENANT, StoreDouble
+from server.doubles.builders import ADMIN_KEY, STRANGER, TENANT
+from server.doubles.store import StoreDouble
 
 DAY_MS = 86_400_000
 

@@ -12,16 +12,16 @@ from tinker.types.current_checkpoint_storage_usage_response import (
 
 from cyclora_core import ids
 from cyclora_core.store.metering import Meter, Metered, StoredHour
-from server.double import (
+from server.doubles.builders import (
     BASE,
     MODEL,
     SESSION,
     STRANGER_KEY,
     TENANT,
-    StoreDouble,
     checkpoint,
     model_record,
 )
+from server.doubles.store import StoreDouble
 
 WINDOW = {"starting_on": "1970-01-01T00:00:00Z", "ending_before": "1970-01-02T00:00:00Z"}
 

@@ -11,16 +11,9 @@ from cyclora_core.clock import ManualClock
 from cyclora_core.ids import CheckpointKind
 from cyclora_server.sweep import Sweeper
 from cyclora_server.validate import MAX_TTL_S, MIN_TTL_S
-from server.double import (
-    MODEL,
-    SESSION,
-    STRANGER,
-    STRANGER_KEY,
-    StorageDouble,
-    StoreDouble,
-    checkpoint,
-    model_record,
-)
+from server.doubles.builders import MODEL, SESSION, STRANGER, STRANGER_KEY, checkpoint, model_record
+from server.doubles.checkpoints import StorageDouble
+from server.doubles.store import StoreDouble
 
 FINAL = f"/api/v1/training_runs/{MODEL}/checkpoints/weights/final"
 PATH = f"tinker://{MODEL}/weights/final"

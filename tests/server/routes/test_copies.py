@@ -9,16 +9,9 @@ import pytest
 from cyclora_core.clock import ManualClock
 from cyclora_core.ids import CheckpointKind, CheckpointPath
 from cyclora_core.records import Checkpoint
-from server.double import (
-    MODEL,
-    SESSION,
-    STRANGER,
-    STRANGER_KEY,
-    TENANT,
-    StorageDouble,
-    StoreDouble,
-    checkpoint,
-)
+from server.doubles.builders import MODEL, SESSION, STRANGER, STRANGER_KEY, TENANT, checkpoint
+from server.doubles.checkpoints import StorageDouble
+from server.doubles.store import StoreDouble
 
 FINAL = checkpoint().path
 COPY = {"source_path": FINAL, "destination_project_id": "proj-archive"}

@@ -6,7 +6,8 @@ from fastapi import FastAPI
 from tinker.lib._jwt_auth import jwt_claims
 
 from cyclora_core.clock import ManualClock
-from server.double import ADMIN_KEY, KEY, TENANT, StoreDouble
+from server.doubles.builders import ADMIN_KEY, KEY, TENANT
+from server.doubles.store import StoreDouble
 
 
 async def exchange(client: httpx.AsyncClient, key: str = KEY) -> str:

@@ -16,7 +16,8 @@ from cyclora_core import ids, payload
 from cyclora_core.custom_loss import MAX_UPLOAD_BYTES, CustomLoss
 from cyclora_core.operations import OperationKind, PassBody
 from cyclora_core.store.custom_losses import CreateLossOutcome
-from server.double import MODEL, SESSION, STRANGER_KEY, StoreDouble, model_record
+from server.doubles.builders import MODEL, SESSION, STRANGER_KEY, model_record
+from server.doubles.store import StoreDouble
 
 LOSS = custom_loss(method("total", "sum", ref("logprobs")), scale=0)
 LOSS_ID = ids.loss_id(SESSION, 0)

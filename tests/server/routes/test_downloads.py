@@ -19,7 +19,9 @@ from cyclora_core.records import Checkpoint
 from cyclora_core.storage import StoredFile
 from cyclora_server.app import create_app
 from cyclora_server.settings import Settings
-from server.double import MODEL, STRANGER, STRANGER_KEY, StorageDouble, StoreDouble, checkpoint
+from server.doubles.builders import MODEL, STRANGER, STRANGER_KEY, checkpoint
+from server.doubles.checkpoints import StorageDouble
+from server.doubles.store import StoreDouble
 
 RUN = f"/api/v1/training_runs/{MODEL}/checkpoints"
 URLS = f"{RUN}/external_weights/final/external_weights_urls"

@@ -15,15 +15,8 @@ from cyclora_core.errors import Unavailable
 from cyclora_core.operations import OperationKind, OptimStepResult, PassResult
 from cyclora_core.records import WorkerStatus
 from cyclora_server.routes.futures import MAX_UNANNOUNCED_BYTES
-from server.double import (
-    BASE,
-    MODEL,
-    SAMPLER,
-    STRANGER_KEY,
-    StoreDouble,
-    pending,
-    user_error,
-)
+from server.doubles.builders import BASE, MODEL, SAMPLER, STRANGER_KEY, pending, user_error
+from server.doubles.store import StoreDouble
 
 REQUEST = f"{MODEL}:1"
 SAMPLE = f"{SAMPLER}:1"

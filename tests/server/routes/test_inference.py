@@ -18,7 +18,8 @@ from cyclora_core.partials import PartialToken
 from cyclora_core.records import OperationError
 from cyclora_core.samples import SampledSequence, SampleResult, StopReason
 from cyclora_core.store.memory import MemoryReading
-from server.double import KEY, STRANGER_KEY, TENANT, StoreDouble, checkpoint
+from server.doubles.builders import KEY, STRANGER_KEY, TENANT, checkpoint
+from server.doubles.store import StoreDouble
 from server.inference.builders import (
     CHAT,
     TURN_END,

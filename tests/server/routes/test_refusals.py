@@ -12,7 +12,8 @@ from cyclora_core import ids
 from cyclora_core.operations import OptimStepResult
 from cyclora_core.store.memory import MemoryReading
 from cyclora_server.settings import Settings
-from server.double import ADMIN_KEY, MODEL, SAMPLER, SESSION, StoreDouble, checkpoint, pending
+from server.doubles.builders import ADMIN_KEY, MODEL, SAMPLER, SESSION, checkpoint, pending
+from server.doubles.store import StoreDouble
 from server.routes.test_sampling import sdk_sample
 from server.routes.test_training import CREATE, PROTOBUF, STEP, pass_bytes
 

@@ -7,15 +7,8 @@ from tinker.types.training_runs_response import TrainingRunsResponse
 
 from cyclora_core import ids
 from cyclora_core.ids import CheckpointKind
-from server.double import (
-    BASE,
-    MODEL,
-    SESSION,
-    STRANGER_KEY,
-    StoreDouble,
-    checkpoint,
-    model_record,
-)
+from server.doubles.builders import BASE, MODEL, SESSION, STRANGER_KEY, checkpoint, model_record
+from server.doubles.store import StoreDouble
 
 FINAL = f"/api/v1/training_runs/{MODEL}/checkpoints/weights/final"
 

@@ -13,16 +13,8 @@ from cyclora_core.operations import OperationKind
 from cyclora_core.samples import SampleBody, SamplingParams
 from cyclora_core.store.memory import MemoryReading
 from cyclora_server.submission import derived_seed
-from server.double import (
-    BASE,
-    KEY,
-    MODEL,
-    SAMPLER,
-    SESSION,
-    STRANGER_KEY,
-    StoreDouble,
-    checkpoint,
-)
+from server.doubles.builders import BASE, KEY, MODEL, SAMPLER, SESSION, STRANGER_KEY, checkpoint
+from server.doubles.store import StoreDouble
 
 REQUEST = f"{SAMPLER}:7"
 CREATE = {"session_id": SESSION, "sampling_session_seq_id": 1}

@@ -13,7 +13,9 @@ from cyclora_core.clock import ManualClock
 from cyclora_server.app import create_app
 from cyclora_server.routes.service import feature_flags
 from cyclora_server.settings import Settings
-from server.double import BASE, StorageDouble, StoreDouble
+from server.doubles.builders import BASE
+from server.doubles.checkpoints import StorageDouble
+from server.doubles.store import StoreDouble
 
 
 async def test_the_server_is_up_for_anybody(client: httpx.AsyncClient) -> None:

@@ -16,16 +16,16 @@ from cyclora_core.records import Session
 from cyclora_server.routes import sessions
 from cyclora_server.routes.sessions import MAX_DETAIL_CHARS
 from cyclora_server.settings import Settings
-from server.double import (
+from server.doubles.builders import (
     MODEL,
     SAMPLER,
     SESSION,
     STRANGER_KEY,
     TENANT,
-    StoreDouble,
     checkpoint,
     model_record,
 )
+from server.doubles.store import StoreDouble
 
 
 async def test_a_session_is_opened_for_the_tenant_of_the_key(

@@ -11,7 +11,8 @@ from cyclora_core.operations import OperationKind
 from cyclora_core.store.traces import TracedOperation
 from cyclora_core.types import Execution
 from cyclora_server.settings import Settings
-from server.double import MODEL, SESSION, STRANGER_KEY, StoreDouble
+from server.doubles.builders import MODEL, SESSION, STRANGER_KEY
+from server.doubles.store import StoreDouble
 
 EXPORT = f"/api/v1/sessions/{SESSION}/trace_export"
 

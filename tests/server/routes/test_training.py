@@ -27,7 +27,8 @@ from cyclora_core.optimizers import OptimizerType
 from cyclora_core.records import Submission
 from cyclora_server.submission import derived_seed
 from cyclora_server.wire import schema
-from server.double import BASE, MODEL, SESSION, STRANGER_KEY, TENANT, StoreDouble, model_record
+from server.doubles.builders import BASE, MODEL, SESSION, STRANGER_KEY, TENANT, model_record
+from server.doubles.store import StoreDouble
 
 PROTOBUF = {"Content-Type": "application/x-protobuf"}
 CREATE = {

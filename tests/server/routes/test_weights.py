@@ -12,15 +12,8 @@ from cyclora_core.clock import ManualClock
 from cyclora_core.ids import CheckpointKind
 from cyclora_core.operations import LoadWeightsBody, LoraConfig, OperationKind, SaveWeightsBody
 from cyclora_core.optimizers import OptimizerType
-from server.double import (
-    BASE,
-    MODEL,
-    SESSION,
-    STRANGER,
-    STRANGER_KEY,
-    StoreDouble,
-    checkpoint,
-)
+from server.doubles.builders import BASE, MODEL, SESSION, STRANGER, STRANGER_KEY, checkpoint
+from server.doubles.store import StoreDouble
 
 REQUEST = f"{MODEL}:5"
 RECIPIENT = str(age_identity().to_public())

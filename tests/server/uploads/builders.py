@@ -13,7 +13,7 @@ import safetensors.numpy as st
 
 from cyclora_core import peft
 from cyclora_core.payload import Array
-from server.double import MODULES
+from server.doubles.builders import MODULES
 
 RANK = 2
 

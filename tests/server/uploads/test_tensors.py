@@ -15,7 +15,7 @@ from cyclora_core.payload import Array
 from cyclora_server.uploads import tensors as module
 from cyclora_server.uploads.peft_config import PeftConfig
 from cyclora_server.uploads.tensors import find_lora, read_header, write_adapter
-from server.double import MODULES
+from server.doubles.builders import MODULES
 from server.uploads.builders import RANK, tensors, weights
 
 CONFIG = PeftConfig(RANK, lora_alpha=8.0)

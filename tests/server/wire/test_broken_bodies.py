@@ -7,7 +7,8 @@ from random import Random
 import httpx
 
 from cyclora_core import ids
-from server.double import MODEL, StoreDouble
+from server.doubles.builders import MODEL
+from server.doubles.store import StoreDouble
 from server.routes.test_training import PROTOBUF, pass_bytes
 
 PATH = "/api/v1/forward_backward"

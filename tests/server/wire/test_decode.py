@@ -21,7 +21,7 @@ from cyclora_server.wire import bodies, decode, schema
 from cyclora_server.wire.bodies import ModelInput
 from cyclora_server.wire.reading import parse
 from cyclora_server.wire.tensors import Budget
-from server.double import MODEL
+from server.doubles.builders import MODEL
 
 
 def sdk_bytes(

@@ -1,0 +1,42 @@
+"""Base models, workers, and the memory of the store."""
+
+from __future__ import annotations
+
+from cyclora_core.peft import TargetModule
+from cyclora_core.records import WorkerStatus
+from cyclora_core.store.memory import MemoryReading
+from cyclora_core.types import BaseModelInfo
+from server.doubles.builders import BASE, MODULES
+
+_MIB = 1024 * 1024
+
+
+class BaseModels:
+    def __init__(self) -> None:
+        self.records = {BASE.name: BASE}
+        self.modules = {BASE.name: MODULES}
+
+    async def get(self, name: str) -> BaseModelInfo | None:
+        return self.records.get(name)
+
+    async def list(self) -> list[BaseModelInfo]:
+        return list(self.records.values())
+
+    async def target_modules(self, name: str) -> list[TargetModule]:
+        return self.modules.get(name, [])
+
+
+class Workers:
+    def __init__(self) -> None:
+        self.records = [WorkerStatus("worker-1", BASE.name, 1000, True, None, {"name": "w"})]
+
+    async def list(self) -> list[WorkerStatus]:
+        return self.records
+
+
+class Memory:
+    def __init__(self) -> None:
+        self.reading = MemoryReading(used_bytes=10 * _MIB, limit_bytes=1000 * _MIB)
+
+    async def read(self) -> MemoryReading:
+        return self.reading

@@ -1,0 +1,43 @@
+"""The store's interface in plain Python, for route tests.
+
+It keeps what the server hands over and announces what a test settles. Ordering, leases and
+atomicity are the real store's and are tested against a real Valkey.
+"""
+
+from __future__ import annotations
+
+from cyclora_core.records import Submission
+from server.doubles.accounts import Audit, Metering, Secrets, Tenants, Traces
+from server.doubles.checkpoints import Checkpoints, Copies
+from server.doubles.fleet import BaseModels, Memory, Workers
+from server.doubles.models import Models
+from server.doubles.queue import Cancellations, Futures, Gaps, Operations
+from server.doubles.sessions import CustomLosses, Runs, Sampling, Sessions
+
+
+class StoreDouble:
+    """All parts of the store that the server uses."""
+
+    def __init__(self) -> None:
+        self.tenants = Tenants()
+        self.audit = Audit()
+        self.metering = Metering()
+        self.traces = Traces()
+        self.secrets = Secrets()
+        self.sessions = Sessions()
+        self.sampling = Sampling()
+        self.models = Models()
+        self.futures = Futures()
+        self.custom_losses = CustomLosses(self.sessions, self.futures)
+        self.operations = Operations(self.futures, self.models)
+        self.cancellations = Cancellations(self.futures)
+        self.checkpoints = Checkpoints()
+        self.copies = Copies(self.models, self.checkpoints)
+        self.runs = Runs(self.models, self.sessions, self.checkpoints)
+        self.base_models = BaseModels()
+        self.workers = Workers()
+        self.gaps = Gaps()
+        self.memory = Memory()
+
+    def submitted(self, request_id: str) -> Submission:
+        return self.operations.submissions[request_id]
