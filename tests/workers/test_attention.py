@@ -107,6 +107,25 @@ def test_a_sequence_has_the_same_bits_alone_and_among_others(
             assert torch.equal(mine, ours[:, rows])
 
 
+@pytest.mark.parametrize("length", [40, 700])
+def test_in_bf16_the_error_is_that_of_rounding_the_operands(length: int) -> None:
+    """Whatever precision a run is computed in: 700 tokens are not cast, 40 are."""
+    heads = tuple(tensor.bfloat16() for tensor in random_heads(length))
+    weights_TNH = torch.randn(length, HEADS, HEAD_SIZE).bfloat16()
+
+    def forward_backward(dtype: torch.dtype) -> list[Tensor]:
+        leaves = tuple(tensor.to(dtype).requires_grad_() for tensor in heads)
+        attended_TNH = attend([length], leaves)
+        assert attended_TNH.dtype == dtype
+        return [attended_TNH, *torch.autograd.grad(attended_TNH, leaves, weights_TNH.to(dtype))]
+
+    found, expected = forward_backward(torch.bfloat16), forward_backward(torch.float32)
+
+    for mine, theirs in zip(found, expected, strict=True):
+        error = (mine.float() - theirs).norm() / theirs.norm()
+        assert error < 1e-2
+
+
 def test_surplus_rows_return_zeros_and_change_nothing() -> None:
     heads = random_heads(32)
     trimmed = tuple(tensor[:, :11] for tensor in heads)

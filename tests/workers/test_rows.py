@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional
 
-from cyclora_workers.rows import aligned_width, with_aligned_rows
+from cyclora_workers.rows import aligned_width, linear, with_aligned_rows
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -42,3 +43,39 @@ def test_a_gradient_passes_unchanged() -> None:
 def test_a_width_is_rounded_up_to_64_bytes() -> None:
     assert [aligned_width(n, torch.float32) for n in (1, 16, 17)] == [16, 16, 32]
     assert [aligned_width(n, torch.bfloat16) for n in (1, 32, 33)] == [32, 32, 64]
+
+
+@pytest.mark.parametrize("is_transposed", [False, True])
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_product_is_that_of_plain_torch(
+    dtype: torch.dtype, has_bias: bool, is_transposed: bool
+) -> None:
+    x_TD = torch.randn(64, 48).to(dtype)
+    weight_FD = (
+        torch.randn(48, 80).t().to(dtype) if is_transposed else torch.randn(80, 48).to(dtype)
+    )
+    bias_F = torch.randn(80).to(dtype) if has_bias else None
+
+    torch.testing.assert_close(
+        linear(x_TD, weight_FD, bias_F), functional.linear(x_TD, weight_FD, bias_F)
+    )
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_of_a_product_has_the_same_bits_among_any_number_of_rows(
+    dtype: torch.dtype, num_threads: int
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        for num_features, num_columns in ((48, 80), (256, 768), (768, 256), (1003, 64)):
+            weight_FD = torch.randn(num_features, num_columns, generator=generator).to(dtype)
+            x_TD = torch.randn(1024, num_columns, generator=generator).to(dtype)
+            whole_TF = linear(x_TD, weight_FD, None)
+            for start, stop in ((0, 32), (32, 160), (96, 1024), (512, 992)):
+                assert torch.equal(linear(x_TD[start:stop], weight_FD, None), whole_TF[start:stop])
+    finally:
+        torch.set_num_threads(before)

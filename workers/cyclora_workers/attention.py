@@ -6,7 +6,7 @@ Legend: T packed tokens, N query heads, G key-value heads, H head size, L tokens
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +16,8 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 from cyclora_workers.context import PassContext
-from cyclora_workers.rows import aligned_width, with_aligned_rows
+from cyclora_workers.cpu_attention import Run, attend_runs
+from cyclora_workers.rows import aligned_width
 
 ATTENTION_NAME = "cyclora"
 """Registered with transformers. No mask function is registered under this name, so transformers
@@ -73,14 +74,6 @@ def attention_forward(
 AttentionInterface.register(ATTENTION_NAME, attention_forward)
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """Consecutive sequences of one length; they share a call."""
-
-    num_sequences: int
-    num_tokens_each: int
-
-
 class PackedAttention:
     """Causal attention inside each packed sequence, never across two of them.
 
@@ -90,12 +83,7 @@ class PackedAttention:
 
     def __init__(self, cu_seqlens: Sequence[int]) -> None:
         self._num_tokens = cu_seqlens[-1]
-        self._runs: list[_Run] = []
-        for start, stop in pairwise(cu_seqlens):
-            length, count = stop - start, 1
-            if self._runs and self._runs[-1].num_tokens_each == length:
-                count += self._runs.pop().num_sequences
-            self._runs.append(_Run(count, length))
+        self._sequences = [Run(start, 1, stop - start) for start, stop in pairwise(cu_seqlens)]
 
     def attend(
         self,
@@ -107,29 +95,26 @@ class PackedAttention:
         sliding_window: int | None,
     ) -> Tensor:
         """Implements ``AttentionPlan.attend``; surplus rows return zeros."""
-        num_heads, num_rows, head_size = query_NTH.shape
-        surplus = num_rows - self._num_tokens
-        runs: list[_Run] = []
-        for run in self._runs:
-            if _may_share_a_call(run.num_tokens_each, key_GTH):
-                runs.append(run)
+        heads = (query_NTH, key_GTH, value_GTH)
+        runs: list[Run] = []
+        for sequence in self._sequences:
+            last = runs[-1] if runs else None
+            length = sequence.num_tokens_each
+            if last and last.num_tokens_each == length and _may_share_a_call(length, key_GTH):
+                runs[-1] = replace(last, num_sequences=last.num_sequences + 1)
             else:
-                runs += [_Run(1, run.num_tokens_each)] * run.num_sequences
+                runs.append(sequence)
+        if query_NTH.device.type == "cpu":
+            return attend_runs(runs, *heads, scaling, sliding_window)
+        surplus = query_NTH.shape[1] - self._num_tokens
         sizes = [run.num_sequences * run.num_tokens_each for run in runs] + [surplus]
         # One split has one backward, a concatenation; slicing would have one full-size one each.
-        parts = zip(
-            runs,
-            with_aligned_rows(query_NTH).split(sizes, 1),
-            with_aligned_rows(key_GTH).split(sizes, 1),
-            with_aligned_rows(value_GTH).split(sizes, 1),
-            strict=False,
-        )
+        parts = zip(runs, *(tensor.split(sizes, 1) for tensor in heads), strict=False)
         outputs = [
             _attend_run(run, query, key, value, scaling, sliding_window)
             for run, query, key, value in parts
         ]
-        if surplus:
-            outputs.append(query_NTH.new_zeros(surplus, num_heads, head_size))
+        outputs.append(query_NTH.new_zeros(surplus, query_NTH.shape[0], query_NTH.shape[2]))
         return torch.cat(outputs)
 
 
@@ -156,7 +141,7 @@ def _may_share_a_call(num_tokens_each: int, key_GTH: Tensor) -> bool:
 
 
 def _attend_run(
-    run: _Run, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None
+    run: Run, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None
 ) -> Tensor:
     """Shapes: query [N, S * L, H], key and value [G, S * L, H]; returns [S * L, N, H]."""
     length = run.num_tokens_each
@@ -177,6 +162,4 @@ def _attend_run(
         scale=scaling,
         enable_gqa=query.shape[0] != key.shape[0],
     )
-    attended_TE = attended_SNLH.transpose(1, 2).flatten(0, 1).flatten(1)
-    # For the backward pass, which reads the gradient where it lies in that of all sequences.
-    return with_aligned_rows(attended_TE).unflatten(1, query.shape[::2])
+    return attended_SNLH.transpose(1, 2).flatten(0, 1)
