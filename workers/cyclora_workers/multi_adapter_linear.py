@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from cyclora_workers.adapter import ModuleAdapter
 from cyclora_workers.context import ROW_ALIGNMENT, PassContext, Segment
-from cyclora_workers.rows import linear_with_aligned_rows, with_aligned_rows
+from cyclora_workers.rows import linear, linear_with_aligned_rows, with_aligned_rows
 
 
 class PassHolder:
@@ -75,7 +75,7 @@ def add_low_rank_(y_TF: Tensor, x_TD: Tensor, segment: SegmentAdapter) -> Tensor
     """
     start, stop, adapter = segment.start, segment.stop, segment.adapter
     num_rows = stop - start
-    low_NR = rows_from(x_TD, start, align_rows(num_rows)) @ adapter.lora_A_RD.t()
+    low_NR = linear(rows_from(x_TD, start, align_rows(num_rows)), adapter.lora_A_RD, None)
     y_NF = y_TF[start:stop]
     if num_rows < ROW_ALIGNMENT:
         padded_NF = rows_from(y_NF, 0, ROW_ALIGNMENT)
@@ -110,21 +110,25 @@ def accumulate_gradients_(
         addresses. Returns [N, R] in dy's dtype.
     """
     adapter = segment.adapter
-    dlow_NR = (dy_NF @ adapter.lora_B_FR).mul_(segment.scaling)
+    dlow_NR = linear(dy_NF, adapter.lora_B_FR.t(), None).mul_(segment.scaling)
     if adapter.gradient_A_RD is not None and adapter.gradient_B_FR is not None:
         _addmm_(adapter.gradient_A_RD, dlow_NR.t(), x_ND, 1.0)
-        _addmm_(adapter.gradient_B_FR, dy_NF.t(), low_NR, segment.scaling)
+        # Transposed: the few columns of the lora_rank make a faster product as its rows.
+        _addmm_(adapter.gradient_B_FR.t(), low_NR.t(), dy_NF, segment.scaling)
     return dlow_NR
 
 
 def _addmm_(target: Tensor, left: Tensor, right: Tensor, alpha: float) -> None:
     """``target += alpha * left @ right``, without rounding the product to the operands' dtype."""
-    if target.dtype == left.dtype:
-        target.addmm_(left, right, alpha=alpha)
-    elif left.is_cuda:
+    if left.is_cuda and target.dtype != left.dtype:
         target.add_(torch.mm(left, right, out_dtype=target.dtype), alpha=alpha)
+    elif left.is_cuda or target.dtype != torch.float32:
+        target.addmm_(left, right, alpha=alpha)
     else:
-        target.addmm_(left.to(target.dtype), right.to(target.dtype), alpha=alpha)
+        # Scaled apart: scaling and adding in one, torch rounds the last elements of a thread's
+        # share another way, and where that ends depends on the neighbours.
+        left = left.float() if alpha == 1.0 else left.float() * alpha
+        target.add_(linear(left, right.t().float(), None))
 
 
 class _MultiAdapterFunction(torch.autograd.Function):
@@ -158,9 +162,10 @@ class _MultiAdapterFunction(torch.autograd.Function):
             if x_TD is not None:
                 dlow_NR = accumulate_gradients_(segment, dy_TF[rows], x_TD[rows], low_NR)
             else:
-                dlow_NR = (dy_TF[rows] @ segment.adapter.lora_B_FR).mul_(segment.scaling)
+                dlow_NR = linear(dy_TF[rows], segment.adapter.lora_B_FR.t(), None)
+                dlow_NR.mul_(segment.scaling)
             if dx_TD is not None:
-                dx_TD[rows].addmm_(dlow_NR, segment.adapter.lora_A_RD)
+                _addmm_(dx_TD[rows], dlow_NR, segment.adapter.lora_A_RD, 1.0)
         return None if dx_TD is None else dx_TD.contiguous(), None, None, None, None
 
 
