@@ -16,6 +16,7 @@ from cyclora_core.losses import Config
 from cyclora_core.operations import Datum
 from cyclora_core.payload import Array
 from cyclora_workers.losses import Inputs
+from cyclora_workers.transfer import to_device
 
 TARGETS = "target_tokens"
 
@@ -30,7 +31,9 @@ def stack_inputs(data: Sequence[Datum], config: Config, device: torch.device) ->
         Each [N, K]: int64 for the targets, fp32 otherwise.
     """
     keys = {key for datum in data for key in datum.loss_fn_inputs} - {TARGETS}
-    stacked = {key: _stack(data, key, config).to(device, torch.float32) for key in sorted(keys)}
+    stacked = {
+        key: to_device(_stack(data, key, config).to(torch.float32), device) for key in sorted(keys)
+    }
     return {TARGETS: stack_targets(data, device), **stacked}
 
 
@@ -40,14 +43,15 @@ def stack_targets(data: Sequence[Datum], device: torch.device) -> Tensor:
     Shapes:
         [N, K] int64.
     """
-    return _stack(data, TARGETS, {}).to(device, torch.int64)
+    return to_device(_stack(data, TARGETS, {}).to(torch.int64), device)
 
 
 def datum_inputs(datum: Datum, device: torch.device) -> Inputs:
     """All loss inputs of one datum, each in its own shape; integers int64, others fp32."""
     return {
-        key: torch.from_numpy(value).to(
-            device, torch.int64 if value.dtype.kind == "i" else torch.float32
+        key: to_device(
+            torch.from_numpy(value).to(torch.int64 if value.dtype.kind == "i" else torch.float32),
+            device,
         )
         for key, value in datum.loss_fn_inputs.items()
     }

@@ -48,7 +48,8 @@ class AttentionPlan(Protocol):
     ) -> Tensor:
         """Causal attention inside each sequence; returns [T, N, H].
 
-        T may exceed the planned tokens by the row alignment; surplus rows return zeros.
+        T may exceed the planned tokens by the row alignment; surplus rows return finite numbers
+        that nobody reads.
         """
         ...
 

@@ -21,7 +21,6 @@ from cyclora_core.errors import UserError
 from cyclora_core.losses import full_config
 from cyclora_core.operations import PassResult
 from cyclora_workers.adapter import AdapterState, GradientMark
-from cyclora_workers.attention import PackedAttention
 from cyclora_workers.base_model import BaseModel
 from cyclora_workers.block_inputs import (
     TARGETS,
@@ -38,9 +37,11 @@ from cyclora_workers.custom_loss.run import CustomLossRun
 from cyclora_workers.head import HEAD_CHUNK_ROWS, HeadLoss, HeadPiece, fused_head
 from cyclora_workers.losses import LOSSES, TokenLoss
 from cyclora_workers.metric_terms import MetricTerms
+from cyclora_workers.packed_plan import packed_attention
 from cyclora_workers.pass_blocks import Block, PassItem, Progress, block_ranges, microbatches
 from cyclora_workers.pass_check import check_pass
 from cyclora_workers.sequence_losses import SEQUENCE_LOSSES, DatumLossFunction
+from cyclora_workers.transfer import to_device
 
 
 class PackedPasses(Iterator[int]):
@@ -148,9 +149,17 @@ class PackedPasses(Iterator[int]):
             start = segments[-1].stop if segments else 0
             weights = block.progress.item.adapter.weights
             segments.append(Segment(start, start + block.num_tokens, weights))
-        context = PassContext(segments, PackedAttention([0, *np.cumsum(lengths).tolist()]))
+        attention = packed_attention(
+            [0, *np.cumsum(lengths).tolist()],
+            device=device,
+            dtype=self._base_model.dtype,
+            head_size=self._base_model.head_size,
+        )
+        context = PassContext(segments, attention)
 
-        hidden_TD = self._base_model.hidden(tokens_T.to(device), positions_T.to(device), context)
+        hidden_TD = self._base_model.hidden(
+            to_device(tokens_T, device), to_device(positions_T, device), context
+        )
         pieces: list[list[HeadPiece]] = [
             self._head_pieces(block, segment, hidden_TD.detach())
             for block, segment in zip(blocks, segments, strict=True)

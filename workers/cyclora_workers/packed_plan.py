@@ -1,0 +1,25 @@
+"""Which attention serves a packed pass: chosen by device, for passes and the models' check."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from cyclora_workers.attention import PackedAttention
+from cyclora_workers.context import AttentionPlan
+from cyclora_workers.cuda.varlen import VarlenAttention, is_supported
+from cyclora_workers.multi_adapter_linear import align_rows
+
+
+def packed_attention(
+    cu_seqlens: Sequence[int], *, device: torch.device, dtype: torch.dtype, head_size: int
+) -> AttentionPlan:
+    """The plan for packed sequences whose rows ``BaseModel.hidden`` aligns.
+
+    One call of the flash kernel for all sequences where there is one, else a call of SDPA per
+    length.
+    """
+    if is_supported(device, dtype, head_size):
+        return VarlenAttention(cu_seqlens, align_rows(cu_seqlens[-1]), device)
+    return PackedAttention(cu_seqlens)
