@@ -200,6 +200,8 @@ class Submission:
     What we make of a request may depend on what else exists at the time, such as the checkpoint it
     names; a retry must find its future whatever has happened since.
     """
+    weights_path: str | None = None
+    """The checkpoint that a sample uses, by which it goes to the worker that has it in memory."""
 
 
 class SubmitOutcome(StrEnum):

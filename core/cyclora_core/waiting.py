@@ -46,6 +46,8 @@ class WaitingSample:
 
     operation: PendingOperation
     entry: str
+    worker_id: str | None = None
+    """The worker that has its weights in memory and nobody in storage yet; None: any will do."""
 
 
 @dataclass(frozen=True, slots=True)

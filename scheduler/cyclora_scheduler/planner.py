@@ -100,7 +100,7 @@ def plan_cycle(
     """Choose what a free worker does next.
 
     A model whose worker is alive stays with it; one without a living worker goes to this one,
-    with the next epoch.
+    with the next epoch. A sample whose weights only a living worker has waits for that one.
     """
     runs = [
         _head(model, worker_id)
@@ -123,7 +123,13 @@ def plan_cycle(
     assignments = [
         assignment for run in runs if (assignment := _assignment(run, stops, worker_id)) is not None
     ]
-    samples, sample_credits = _take_samples(waiting.samples, budget, credits, weights)
+    # Weights that are not in storage yet are with one worker; if that dies, any makes them again.
+    here = [
+        sample
+        for sample in waiting.samples
+        if sample.worker_id in (None, worker_id) or sample.worker_id not in alive_worker_ids
+    ]
+    samples, sample_credits = _take_samples(here, budget, credits, weights)
     return Plan(
         assignments,
         samples,

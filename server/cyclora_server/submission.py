@@ -23,6 +23,7 @@ from cyclora_core.records import (
     Submission,
     SubmitOutcome,
 )
+from cyclora_core.samples import SampleBody
 from cyclora_core.types import BaseModelInfo, ModelRecord
 from cyclora_server import access
 from cyclora_server.auth import Identity
@@ -45,10 +46,12 @@ class Draft:
     body: bytes
     num_tokens: int = 0
     datum_tokens: Sequence[int] = ()
+    weights_path: str | None = None
 
     @classmethod
     def of(cls, body: Body, num_tokens: int = 0, datum_tokens: Sequence[int] = ()) -> Draft:
-        return cls(payload.encode(body.to_payload()), num_tokens, datum_tokens)
+        weights_path = body.weights_path if isinstance(body, SampleBody) else None
+        return cls(payload.encode(body.to_payload()), num_tokens, datum_tokens, weights_path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,7 @@ class Target:
             error=error,
             new_model=new_model,
             sent=self.sent,
+            weights_path=draft.weights_path,
         )
 
 

@@ -69,6 +69,8 @@ def stage_of(point: Point, kind: Kind) -> Stage:
             return Stage.SAVING
         case Kind.LOAD:
             return Stage.LOADING
+        case Kind.HAND_OVER:
+            return Stage.HANDING_OVER
         case Kind.SAMPLE:
             return Stage.SAMPLING
         case _:

@@ -28,6 +28,7 @@ class Kind(StrEnum):
     FORWARD_BACKWARD = "forward_backward"
     OPTIM_STEP = "optim_step"
     SAVE = "save"
+    HAND_OVER = "hand_over"
     LOAD = "load"
     SAMPLE = "sample"
 

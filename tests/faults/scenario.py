@@ -34,6 +34,8 @@ class Stage(Enum):
     """A single optim_step, which therefore is in a cycle of its own."""
     LOADING = auto()
     """A load, with a pass and a step sent behind it."""
+    HANDING_OVER = auto()
+    """A save for a sampler without a name."""
     SAMPLING = auto()
     """A sample from the weights saved just before."""
     SAVING = auto()
@@ -113,6 +115,7 @@ class Run:
         self._result(loading)
         self._await([*following])
 
+        reached(Stage.HANDING_OVER)
         sampler = self._result(model.save_weights_and_get_sampling_client())
         reached(Stage.SAMPLING)
         params = types.SamplingParams(max_tokens=12, seed=3, temperature=1.0, stop=[])

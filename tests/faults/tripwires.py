@@ -18,7 +18,8 @@ before settle      the outcome is about to be sent to the store
 after settle       the store has it; the worker has not gone on, nor released the cycle
 =================  =========================================================================
 
-Only ``save_weights`` counts as a save here, not saving for a sampler.
+A save for a sampler is a hand-over here: in forward, its weights are frozen and the store does not
+know; after gradients, it is noted and has no record. Its files are written at any time from then on.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from typing import Any
 from cyclora_core.operations import OperationKind
 from cyclora_core.records import Checkpoint
 from cyclora_core.store.checkpoints import Checkpoints
+from cyclora_core.store.handovers import Handovers
 from cyclora_core.store.operations import Operations
 from cyclora_core.store.workers import Workers
 from cyclora_core.types import Cycle
@@ -52,6 +54,7 @@ _KINDS = {
     OperationKind.FORWARD_BACKWARD: Kind.FORWARD_BACKWARD,
     OperationKind.OPTIM_STEP: Kind.OPTIM_STEP,
     OperationKind.SAVE_WEIGHTS: Kind.SAVE,
+    OperationKind.SAVE_WEIGHTS_FOR_SAMPLER: Kind.HAND_OVER,
     OperationKind.LOAD_WEIGHTS: Kind.LOAD,
 }
 _TRIPPED_LAYER = 1
@@ -130,6 +133,7 @@ def _install(wire: _Wire) -> None:
     wrap(AdapterState, "refresh_weights", _refresh_weights)
     wrap(os, "fsync", _fsync)
     wrap(Checkpoints, "put", _put_checkpoint)
+    wrap(Handovers, "begin", _begin_handover)
     wrap(Sampler, "step", _decode_step)
     wrap(SampleDesk, "settle", _settle_finished)
     wrap(Operations, "settle", _settle)
@@ -209,10 +213,15 @@ def _fsync(wire: _Wire, real: Real, descriptor: int) -> None:
 async def _put_checkpoint(
     wire: _Wire, real: Real, self: Checkpoints, checkpoint: Checkpoint
 ) -> bool:
-    if checkpoint.has_optimizer:
-        wire.trip(Point.AFTER_GRADIENTS, Kind.SAVE)
+    kind = Kind.SAVE if checkpoint.has_optimizer else Kind.HAND_OVER
+    wire.trip(Point.AFTER_GRADIENTS, kind)
     recorded: bool = await real(self, checkpoint)
     return recorded
+
+
+async def _begin_handover(wire: _Wire, real: Real, self: Handovers, *args: Any) -> None:
+    wire.trip(Point.IN_FORWARD, Kind.HAND_OVER)
+    await real(self, *args)
 
 
 def _decode_step(wire: _Wire, real: Real, self: Sampler) -> list[FinishedSample]:

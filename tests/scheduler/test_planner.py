@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -168,6 +169,21 @@ def test_the_same_input_gives_the_same_plan() -> None:
     models = [model(PASS, STEP, name=f"m{i}", tenant=f"t{i % 3}") for i in range(9)]
 
     assert plan(models, budget=Budget(50, 0)) == plan(models[::-1], budget=Budget(50, 0))
+
+
+@pytest.mark.parametrize(
+    ("holder", "goes_here"), [(None, True), ("w", True), ("other", False), ("dead", True)]
+)
+def test_a_sample_waits_for_the_living_worker_that_alone_has_its_weights(
+    holder: str | None, goes_here: bool
+) -> None:
+    waiting = replace(sample("s", "t", 40), worker_id=holder)
+
+    planned = plan(
+        samples=[waiting], budget=Budget(100, 100, 1000), alive=frozenset("w") | {"other"}
+    )
+
+    assert bool(planned.samples) == goes_here
 
 
 KINDS = st.lists(st.sampled_from([PASS, FORWARD, STEP, SAVE]), min_size=1, max_size=8)

@@ -135,6 +135,7 @@ class Harness:
                 num_tokens=num_tokens,
                 datum_tokens=sizes,
                 new_model=new_model,
+                weights_path=body.weights_path if isinstance(body, SampleBody) else None,
             )
         )
         return request_id

@@ -28,6 +28,7 @@ from cyclora_core.store import Store
 from cyclora_workers import durable, snapshot
 from cyclora_workers.base_model import BaseModel
 from cyclora_workers.engine import Engine
+from cyclora_workers.replay import Replay
 from cyclora_workers.snapshot_writer import SnapshotWriter
 from workers.builders import cross_entropy, policy_body, top_k
 from workers.harness import LORA, SESSION_ID, Harness, run_steps, same
@@ -232,11 +233,11 @@ async def test_a_snapshot_that_ends_after_a_newer_one_changes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     harness = Harness(store, clock, tmp_path, base_model)
-    worker = await harness.start_worker(max_replay_s=1e-9)
+    worker: Any = await harness.start_worker(max_replay_s=1e-9)
     await run_steps(harness, 0, num_steps=2)
     record = await store.models.get(MODEL_0)
     assert record is not None
-    writer = SnapshotWriter(store, harness.storage, "worker-0")
+    writer = SnapshotWriter(store, harness.storage, worker._handover, "worker-0")
 
     assert await writer.record(MODEL_0, record.epoch, 1)
 
@@ -403,12 +404,12 @@ async def test_a_worker_told_to_stop_leaves_nothing_to_replay(
     undisturbed = await run_steps(harness, 0, num_steps=3)
     first = await run_steps(harness, 1, num_steps=2)
     await harness.workers[-1].drain()
-    worker: Any = await harness.start_worker()
+    await harness.start_worker()
 
     def replayed(*_: object) -> None:
         raise AssertionError("something was replayed")
 
-    monkeypatch.setattr(worker._keeper, "_replay", replayed)
+    monkeypatch.setattr(Replay, "_run", replayed)
     rest = await go_on(harness, 1, range(2, 3))
 
     assert all(same(a, b) for a, b in zip(undisturbed, first + rest, strict=True))

@@ -123,6 +123,14 @@ class AdapterLayout:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class FrozenWeights:
+    """Adapter weights that no training changes any more, with where each module lies in them."""
+
+    layout: AdapterLayout
+    weights: AdapterWeights
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class GradientMark:
     """The accumulated gradient at one moment; ``gradient_P`` None stands for all zeros."""
 
@@ -162,6 +170,8 @@ class AdapterState:
         self.num_accumulated_passes = 0
         """Passes since the last optimizer step; 0 means that the gradient is zero."""
         self.weights = layout.weights(zeros(dtype), self.gradient_P)
+        self._is_frozen = False
+        """Whether somebody samples from the present compute copy, so that it must stay."""
 
     @classmethod
     def empty(
@@ -207,12 +217,24 @@ class AdapterState:
         return sum(buffer.nbytes for buffer in (*flat, self.weights.flat_P))
 
     def refresh_weights(self) -> None:
-        """Bring the compute copy up to date with the fp32 master."""
+        """Bring the compute copy up to date with the fp32 master.
+
+        A frozen one stays as it is, for those who sample from it, and another takes its place.
+        """
+        if self._is_frozen:
+            self.weights = self.layout.weights(
+                torch.empty_like(self.weights.flat_P), self.gradient_P
+            )
+            self._is_frozen = False
         self.weights.flat_P.copy_(self.master_P)
 
     def snapshot_weights(self) -> AdapterWeights:
-        """A frozen copy for sampling, which further training leaves as it is."""
-        return self.layout.weights(self.weights.flat_P.clone(), None)
+        """Frozen weights for sampling, which further training leaves as they are.
+
+        Nothing is copied: the next step writes its weights somewhere else.
+        """
+        self._is_frozen = True
+        return self.layout.weights(self.weights.flat_P, None)
 
     def mark_gradient(self) -> GradientMark:
         """Remember the gradient, so that a pass which fails part-way can be undone."""

@@ -24,7 +24,7 @@ from cyclora_core.errors import NotFound, UserError
 from cyclora_core.optimizers import OptimizerType
 from cyclora_core.peft import COMPLETE_FILE, CONFIG_FILE, OPTIMIZER_FILE, WEIGHTS_FILE
 from cyclora_workers import durable
-from cyclora_workers.adapter import AdapterLayout, AdapterState
+from cyclora_workers.adapter import AdapterLayout, AdapterState, FrozenWeights
 from cyclora_workers.base_model import BaseModel
 
 _NUM_STEPS = "num_steps"
@@ -49,18 +49,7 @@ def save_checkpoint(
     so doing it twice has the same effect. Accumulated gradients are no part of it. With recipients
     every file is encrypted to them, and named accordingly.
     """
-    layout = state.layout
-    config = peft.adapter_config(
-        base_model.name,
-        layout.lora_rank,
-        layout.lora_alpha,
-        layout.modules,
-        base_model.target_modules,
-    )
-    files: dict[str, bytes] = {
-        CONFIG_FILE: json.dumps(config, indent=2).encode(),
-        WEIGHTS_FILE: _named_bytes(_by_peft_name(state.layout, state.master_P)),
-    }
+    files = _adapter_files(state.layout, base_model, state.master_P)
     if with_optimizer:
         moments = {_NUM_STEPS: torch.tensor(state.num_steps)}
         for prefix, name in _MOMENTS[state.optimizer_type].items():
@@ -70,6 +59,35 @@ def save_checkpoint(
         files = {
             name + age.SUFFIX: age.encrypt(data, age_recipients) for name, data in files.items()
         }
+    return _write(files, folder)
+
+
+def save_frozen(frozen: FrozenWeights, base_model: BaseModel, folder: Path) -> int:
+    """Write a sampler checkpoint of frozen weights as ``save_checkpoint`` does; returns its size.
+
+    They are the compute copy: to sample from them gives the same numbers to the bit, in whatever
+    precision the base model computes.
+    """
+    return _write(_adapter_files(frozen.layout, base_model, frozen.weights.flat_P), folder)
+
+
+def _adapter_files(
+    layout: AdapterLayout, base_model: BaseModel, weights_P: Tensor
+) -> dict[str, bytes]:
+    config = peft.adapter_config(
+        base_model.name,
+        layout.lora_rank,
+        layout.lora_alpha,
+        layout.modules,
+        base_model.target_modules,
+    )
+    return {
+        CONFIG_FILE: json.dumps(config, indent=2).encode(),
+        WEIGHTS_FILE: _named_bytes(_by_peft_name(layout, weights_P.float())),
+    }
+
+
+def _write(files: dict[str, bytes], folder: Path) -> int:
     files[COMPLETE_FILE] = b""
     fresh = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
     durable.make_folder(fresh)

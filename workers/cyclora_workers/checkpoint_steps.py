@@ -13,7 +13,8 @@ from cyclora_core.store import Store
 from cyclora_core.types import ModelRecord, PlannedOperation
 from cyclora_workers.checkpoint import is_complete
 from cyclora_workers.engine import Engine
-from cyclora_workers.recovery import InThread
+from cyclora_workers.handover import HandOver
+from cyclora_workers.replay import InThread
 
 
 class CheckpointSteps:
@@ -25,11 +26,13 @@ class CheckpointSteps:
         storage: Storage,
         engine: Engine,
         in_thread: InThread,
+        handover: HandOver,
     ) -> None:
         self._store = store
         self._storage = storage
         self._engine = engine
         self._in_thread = in_thread
+        self._handover = handover
         self._clock = store.clock
 
     async def save(
@@ -37,6 +40,7 @@ class CheckpointSteps:
     ) -> SaveWeightsResult:
         """Write the files beside those of an earlier save of the name, then switch the record.
 
+        Weights for a sampling session alone are handed over in memory, and written afterwards.
         Whoever reads the checkpoint finds the old files or the new ones, and doing it twice has the
         same effect as once.
 
@@ -51,42 +55,32 @@ class CheckpointSteps:
             raise UserError(
                 f"checkpoint {body.path!r} exists; choose another name or set overwrite"
             )
-        has_optimizer = operation.kind is OperationKind.SAVE_WEIGHTS
         session_id = body.sampling_session_id
         await self._check_session(session_id, body.path)
+        if session_id is not None:
+            return await self._hand_over(model, operation, body, session_id)
         revision = str(operation.seq_id)
+        has_optimizer = operation.kind is OperationKind.SAVE_WEIGHTS
         num_bytes: int = await self._in_thread(
             self._write, model.model_id, path, revision, has_optimizer, body.age_recipients
         )
-        now_ms = self._clock.now_ms()
         # One that this very save recorded before it was cut off may have been published since.
         if existing is None or is_other:
-            is_recorded = await self._store.checkpoints.put(
-                Checkpoint(
-                    path=body.path,
-                    tenant_id=model.tenant_id,
-                    model_id=model.model_id,
-                    kind=path.kind,
-                    name=path.name,
-                    base_model=model.base_model,
-                    lora=model.lora,
-                    has_optimizer=has_optimizer,
-                    num_bytes=num_bytes,
-                    created_at_ms=now_ms,
-                    request_id=operation.request_id,
-                    revision=revision,
-                    is_listed=session_id is None,
-                    expires_at_ms=None if body.ttl_s is None else now_ms + body.ttl_s * 1000,
-                    user_metadata=body.user_metadata,
-                    optimizer_type=model.optimizer_type,
-                )
-            )
-            if not is_recorded:
-                # Only a worker that slept past its lease comes here, and can settle nothing more.
-                raise ServerError(f"a later save of {body.path!r} was recorded meanwhile")
+            await self._record(model, operation, body, num_bytes)
         await self._in_thread(self._storage.delete_other_revisions, path, revision)
-        if session_id is None:
-            return SaveWeightsResult(path=body.path, num_bytes=num_bytes)
+        return SaveWeightsResult(path=body.path, num_bytes=num_bytes)
+
+    async def _hand_over(
+        self,
+        model: ModelRecord,
+        operation: PlannedOperation,
+        body: SaveWeightsBody,
+        session_id: str,
+    ) -> SaveWeightsResult:
+        """Let a sampling session use the weights at once; storage gets them in the background."""
+        handed_over = await self._handover.begin(model.model_id, operation.seq_id, body.path)
+        await self._record(model, operation, body, handed_over.num_bytes)
+        self._handover.finish(handed_over)
         await self._store.sampling.create(
             SamplingSession(
                 sampling_session_id=session_id,
@@ -95,10 +89,42 @@ class CheckpointSteps:
                 base_model=model.base_model,
                 weights_path=body.path,
                 model_path=None,
-                created_at_ms=now_ms,
+                created_at_ms=self._clock.now_ms(),
             )
         )
-        return SaveWeightsResult(sampling_session_id=session_id, num_bytes=num_bytes)
+        return SaveWeightsResult(sampling_session_id=session_id, num_bytes=handed_over.num_bytes)
+
+    async def _record(
+        self,
+        model: ModelRecord,
+        operation: PlannedOperation,
+        body: SaveWeightsBody,
+        num_bytes: int,
+    ) -> None:
+        path, now_ms = CheckpointPath.parse(body.path), self._clock.now_ms()
+        is_recorded = await self._store.checkpoints.put(
+            Checkpoint(
+                path=body.path,
+                tenant_id=model.tenant_id,
+                model_id=model.model_id,
+                kind=path.kind,
+                name=path.name,
+                base_model=model.base_model,
+                lora=model.lora,
+                has_optimizer=operation.kind is OperationKind.SAVE_WEIGHTS,
+                num_bytes=num_bytes,
+                created_at_ms=now_ms,
+                request_id=operation.request_id,
+                revision=str(operation.seq_id),
+                is_listed=body.sampling_session_id is None,
+                expires_at_ms=None if body.ttl_s is None else now_ms + body.ttl_s * 1000,
+                user_metadata=body.user_metadata,
+                optimizer_type=model.optimizer_type,
+            )
+        )
+        if not is_recorded:
+            # Only a worker that slept past its lease comes here, and can settle nothing more.
+            raise ServerError(f"a later save of {body.path!r} was recorded meanwhile")
 
     async def _check_session(self, session_id: str | None, path: str) -> None:
         session = await self._store.sampling.get(session_id) if session_id else None

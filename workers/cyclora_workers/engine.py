@@ -27,7 +27,7 @@ from cyclora_core.payload import Array
 from cyclora_core.samples import SampleBody
 from cyclora_core.types import DatumRange
 from cyclora_workers import checkpoint, snapshot
-from cyclora_workers.adapter import AdapterState, AdapterWeights, GradientMark
+from cyclora_workers.adapter import AdapterState, AdapterWeights, FrozenWeights, GradientMark
 from cyclora_workers.base_model import BaseModel
 from cyclora_workers.metric_terms import MetricTerms, joined, reduced
 from cyclora_workers.optimizer import optimizer_step
@@ -93,6 +93,7 @@ class Engine:
         self._adapters: dict[str, AdapterState] = {}
         self._parts: dict[str, _Part] = {}
         self._sampler_weights: OrderedDict[Path, AdapterWeights] = OrderedDict()
+        self._pinned: set[Path] = set()
 
     def create(
         self,
@@ -290,9 +291,28 @@ class Engine:
         old = self.tokens_per_s or speed
         self.tokens_per_s = old + _SPEED_SMOOTHING * (speed - old)
 
-    def freeze_for_sampling(self, model_id: str, folder: Path) -> None:
-        """Keep a frozen copy of a model's adapter weights for samples of a checkpoint's folder."""
-        self._remember(folder, self._adapter(model_id).snapshot_weights())
+    def freeze_for_sampling(self, model_id: str, folder: Path) -> FrozenWeights:
+        """Keep a model's adapter weights as they are for samples of a checkpoint's folder."""
+        state = self._adapter(model_id)
+        frozen = FrozenWeights(state.layout, state.snapshot_weights())
+        self._remember(folder, frozen.weights)
+        return frozen
+
+    def pin(self, folder: Path) -> None:
+        """Keep weights for samples however many others there are: they cannot be read again yet."""
+        self._pinned.add(folder)
+
+    def unpin(self, folder: Path) -> None:
+        """Treat weights like all others again; their files are in storage, or not needed."""
+        self._pinned.discard(folder)
+
+    def has_sampler_weights(self, folder: Path) -> bool:
+        """Whether samples of a checkpoint's folder need no file."""
+        return folder in self._sampler_weights
+
+    def write_frozen(self, frozen: FrozenWeights, folder: Path) -> int:
+        """Write frozen weights as a checkpoint; unlike all else here, in any thread."""
+        return checkpoint.save_frozen(frozen, self.base_model, folder)
 
     def admit(
         self, request_id: str, body: SampleBody, lora: LoraConfig | None, folder: Path | None
@@ -325,8 +345,10 @@ class Engine:
             del self._sampler_weights[revision]
         self._sampler_weights[folder] = weights
         self._sampler_weights.move_to_end(folder)
-        while len(self._sampler_weights) > self._max_cached_samplers:
-            self._sampler_weights.popitem(last=False)
+        surplus = len(self._sampler_weights) - self._max_cached_samplers
+        unpinned = [each for each in self._sampler_weights if each not in self._pinned]
+        for oldest in unpinned[: max(surplus, 0)]:
+            del self._sampler_weights[oldest]
 
     def decode_between_microbatches(self) -> list[FinishedSample]:
         """Let running samples go on while training has the worker."""

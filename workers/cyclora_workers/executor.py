@@ -35,8 +35,10 @@ from cyclora_core.types import (
 from cyclora_workers.checkpoint_reads import read_checkpoint
 from cyclora_workers.checkpoint_steps import CheckpointSteps
 from cyclora_workers.engine import Engine, Pass, PassOutcome
+from cyclora_workers.handover import HandOver
 from cyclora_workers.outcomes import as_outcome
-from cyclora_workers.recovery import InThread, ModelKeeper, decode_body
+from cyclora_workers.recovery import ModelKeeper
+from cyclora_workers.replay import InThread, decode_body
 from cyclora_workers.sample_desk import SampleDesk
 
 _log = structlog.get_logger()
@@ -76,6 +78,7 @@ class Executor:
         keeper: ModelKeeper,
         samples: SampleDesk,
         in_thread: InThread,
+        handover: HandOver,
         worker_id: str,
     ) -> None:
         self._store = store
@@ -84,9 +87,10 @@ class Executor:
         self._keeper = keeper
         self._samples = samples
         self._in_thread = in_thread
+        self._handover = handover
         self._worker_id = worker_id
         self._clock = store.clock
-        self._checkpoints = CheckpointSteps(store, storage, engine, in_thread)
+        self._checkpoints = CheckpointSteps(store, storage, engine, in_thread, handover)
 
     async def execute(self, cycle: Cycle) -> None:
         """Run one cycle to its end; samples are only admitted and finish when they finish."""
@@ -99,6 +103,7 @@ class Executor:
         await self._run_passes([run for run in runs if not run.is_fenced])
         for run in runs:
             await self._run_steps(run, run.after)
+        self._handover.write()
         await self._keeper.cycle_ended()
         _log.info(
             "cycle finished",
@@ -209,6 +214,8 @@ class Executor:
         if run.is_ended:
             raise UserError(f"model {model_id!r} was unloaded; create a new one")
         if kind is OperationKind.UNLOAD_MODEL:
+            # Its log goes with it, and samplers of its weights may stay.
+            await self._handover.written(model_id)
             return ModelResult(model_id)
         body = run.bodies[operation.request_id]
         match kind:

@@ -18,6 +18,7 @@ from cyclora_core.types import BaseModelInfo, Cycle
 from cyclora_core.waiting import WorkerStats
 from cyclora_workers.engine import Engine
 from cyclora_workers.executor import Executor
+from cyclora_workers.handover import HandOver
 from cyclora_workers.recovery import ModelKeeper
 from cyclora_workers.sample_desk import SampleDesk
 
@@ -56,18 +57,29 @@ class Worker:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._drain_s = drain_s
         self._clock = clock or SystemClock()
+        self._handover = HandOver(store, storage, engine, self._in_thread)
         self._keeper = ModelKeeper(
             store,
             storage,
             engine,
             self._in_thread,
+            self._handover,
             worker_id,
             max_replay_s=max_replay_s,
             max_adapter_bytes=max_adapter_bytes,
         )
-        self._samples = SampleDesk(store, storage, engine, self._in_thread, worker_id, info.name)
+        self._samples = SampleDesk(
+            store, storage, engine, self._in_thread, self._handover, worker_id, info.name
+        )
         self._executor = Executor(
-            store, storage, engine, self._keeper, self._samples, self._in_thread, worker_id
+            store,
+            storage,
+            engine,
+            self._keeper,
+            self._samples,
+            self._in_thread,
+            self._handover,
+            worker_id,
         )
         self._cycles: asyncio.Queue[Cycle] = asyncio.Queue()
         self._last_cycle_id = 0
@@ -109,6 +121,7 @@ class Worker:
         give_up_mono_s = self._clock.mono_s() + self._drain_s
         while not self._engine.sampler.is_idle and self._clock.mono_s() < give_up_mono_s:
             await self._decode()
+        await self._handover.try_to_finish()
         await self._keeper.snapshot_all()
         _log.info("worker drained", num_unfinished_samples=self._samples.num_running)
 
@@ -121,6 +134,7 @@ class Worker:
                 self._last_cycle_id = cycle.cycle_id
                 await self._execute(cycle)
             elif self._engine.sampler.is_idle:
+                await self._handover.try_to_finish()
                 await self._keeper.snapshots_written()
                 return
             else:

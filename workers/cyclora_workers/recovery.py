@@ -1,28 +1,23 @@
 """Which models' states are in memory: restored when needed, covered by snapshots, evicted.
 
 A worker holds state for a model only under the epoch of its assignment. Anything else, after a
-crash, a move or a fencing, is rebuilt: read the snapshot, replay the settled operations that
-followed it. On the same hardware the numbers come out the same bit for bit, since blocks make
-them independent of what shared the original cycles.
+crash, a move or a fencing, is made again (``replay``), with the sampler weights that were handed
+over and are in no storage yet.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
 
 import structlog
 
-from cyclora_core import payload
-from cyclora_core.errors import ServerError, UserError
-from cyclora_core.operations import BODY_TYPES, Body, OperationKind, PassBody
 from cyclora_core.storage import Storage
 from cyclora_core.store import Store
-from cyclora_core.types import ModelRecord, PlannedModel, PlannedOperation
-from cyclora_workers.engine import Engine, Pass
+from cyclora_core.types import ModelRecord, PlannedModel
+from cyclora_workers.engine import Engine
+from cyclora_workers.handover import HandOver
+from cyclora_workers.replay import InThread, Replay
 from cyclora_workers.snapshot_writer import SnapshotCopy, SnapshotWriter, Written
 
 _log = structlog.get_logger()
@@ -31,9 +26,6 @@ _MAX_LOGGED_OPERATIONS = 512
 _MIN_TOKENS_PER_S = 100.0
 _OVERDUE = 2.0
 """A log this many times too long to replay makes its model's cycle wait for the disk."""
-
-InThread = Callable[..., Awaitable[Any]]
-"""Runs a function of the engine in its thread."""
 
 
 @dataclass(slots=True, eq=False)
@@ -63,6 +55,7 @@ class ModelKeeper:
         storage: Storage,
         engine: Engine,
         in_thread: InThread,
+        handover: HandOver,
         worker_id: str,
         *,
         max_replay_s: float,
@@ -74,7 +67,8 @@ class ModelKeeper:
         self._in_thread = in_thread
         self._max_replay_s = max_replay_s
         self._max_adapter_bytes = max_adapter_bytes
-        self._writer = SnapshotWriter(store, storage, worker_id)
+        self._handover = handover
+        self._writer = SnapshotWriter(store, storage, handover, worker_id)
         self._held: dict[str, _Held] = {}
         self._uses = itertools.count()
 
@@ -110,41 +104,21 @@ class ModelKeeper:
         held.num_replay_tokens += num_tokens
 
     async def _restore(self, record: ModelRecord) -> None:
-        model_id, seq_id = record.model_id, record.snapshot_seq_id
-        if seq_id >= 0:
-            folder = self._storage.snapshot_dir(model_id, seq_id, record.snapshot_epoch)
-            await self._in_thread(
-                self._engine.read_snapshot, model_id, record.lora, folder, record.optimizer_type
-            )
-        operations = await self._store.operations.replayable(
-            model_id, seq_id + 1, record.applied_seq_id
-        )
-        for operation in operations:
-            (data,) = await self._store.operations.bodies([operation.request_id])
-            await self._in_thread(self._replay, record, operation, data)
-        if operations or seq_id >= 0:
+        model_id = record.model_id
+        replay = Replay(self._store, self._storage, self._engine, self._in_thread, record)
+        await replay.read_snapshot()
+        for seq_id, path in (await self._store.handovers.of_model(model_id)).items():
+            if seq_id <= record.applied_seq_id:
+                await replay.go_on_to(seq_id)
+                await self._handover.again(model_id, model_id, seq_id, path)
+        await replay.go_on_to(record.applied_seq_id)
+        if replay.num_operations or record.snapshot_seq_id >= 0:
             _log.info(
                 "model restored",
                 model_id=model_id,
-                snapshot_seq_id=seq_id,
-                num_replayed=len(operations),
+                snapshot_seq_id=record.snapshot_seq_id,
+                num_replayed=replay.num_operations,
             )
-
-    def _replay(self, record: ModelRecord, operation: PlannedOperation, data: bytes) -> None:
-        body = decode_body(operation.kind, data)
-        engine, model_id = self._engine, record.model_id
-        if isinstance(body, PassBody):
-            one = Pass(operation.request_id, model_id, body, True, is_replay=True)
-            *_, outcomes = engine.run_passes([one])
-            failure = outcomes[one.request_id]
-            if isinstance(failure, Exception):
-                # It succeeded when it was settled; a state without it would be silently wrong.
-                raise ServerError(f"replaying {one.request_id} failed") from failure
-        elif operation.kind is OperationKind.OPTIM_STEP:
-            with contextlib.suppress(UserError):  # refused then, refused now, to the same effect
-                engine.optim_step(model_id, body)  # type: ignore[arg-type]
-        else:
-            engine.create(model_id, body.lora, record.optimizer_type)  # type: ignore[union-attr]
 
     async def cycle_ended(self) -> None:
         """Begin the snapshots that are due, and keep memory within its bound."""
@@ -199,6 +173,8 @@ class ModelKeeper:
         Raises:
             OSError: storage does not take it.
         """
+        # The log behind it is dropped when it settles.
+        await self._handover.written(model_id)
         await self._writer.write_files(await self._copy(model_id, self._held[model_id], seq_id))
 
     async def covered(self, model_id: str, seq_id: int) -> None:
@@ -243,9 +219,3 @@ class ModelKeeper:
         if not held.is_covered and not held.is_over:
             await self._begin_snapshot(model_id, held)
             await self._writer.wait_for(model_id)
-
-
-def decode_body(kind: OperationKind, data: bytes) -> Body:
-    if kind is OperationKind.UNLOAD_MODEL:
-        raise ValueError("unload_model has no body")
-    return BODY_TYPES[kind].from_payload(payload.decode(data))

@@ -19,8 +19,9 @@ from cyclora_core.store.operations import Outcome
 from cyclora_core.types import Cycle, Execution, PlannedSample
 from cyclora_workers.checkpoint_reads import read_checkpoint
 from cyclora_workers.engine import Engine
+from cyclora_workers.handover import HandOver
 from cyclora_workers.outcomes import as_outcome
-from cyclora_workers.recovery import InThread, decode_body
+from cyclora_workers.replay import InThread, decode_body
 from cyclora_workers.sampling.sampler import FinishedSample
 
 _log = structlog.get_logger()
@@ -44,6 +45,7 @@ class SampleDesk:
         storage: Storage,
         engine: Engine,
         in_thread: InThread,
+        handover: HandOver,
         worker_id: str,
         base_model: str,
     ) -> None:
@@ -51,6 +53,7 @@ class SampleDesk:
         self._storage = storage
         self._engine = engine
         self._in_thread = in_thread
+        self._handover = handover
         self._worker_id = worker_id
         self._base_model = base_model
         self._clock = store.clock
@@ -100,6 +103,7 @@ class SampleDesk:
             return await admit(None, None)
 
         async def read(checkpoint: Checkpoint, folder: Path) -> None:
+            await self._handover.at_hand(checkpoint, folder)
             await admit(checkpoint.lora, folder)
 
         return await read_checkpoint(self._store, self._storage, body.weights_path, read)

@@ -17,6 +17,7 @@ from torch import Tensor
 from cyclora_core.storage import Storage
 from cyclora_core.store import Store
 from cyclora_workers import snapshot
+from cyclora_workers.handover import HandOver
 
 MAX_WRITES = 4
 """Copies of states that may be in memory at one time, waiting for the disk."""
@@ -45,9 +46,10 @@ class Written:
 class SnapshotWriter:
     """Writes copies durably, records them in the store and deletes what they replace."""
 
-    def __init__(self, store: Store, storage: Storage, worker_id: str) -> None:
+    def __init__(self, store: Store, storage: Storage, handover: HandOver, worker_id: str) -> None:
         self._store = store
         self._storage = storage
+        self._handover = handover
         self._worker_id = worker_id
         self._tasks: dict[str, asyncio.Task[Written]] = {}
 
@@ -94,6 +96,8 @@ class SnapshotWriter:
         """Write and record one copy now."""
         try:
             await self.write_files(copy)
+            # Recording it drops the log that handed-over weights could be made again from.
+            await self._handover.written(copy.model_id, copy.seq_id)
         except OSError as error:
             # Nothing is lost: the log is kept until a snapshot covers it. It is tried again.
             _log.error(

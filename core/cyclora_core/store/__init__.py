@@ -12,6 +12,7 @@ from cyclora_core.store.custom_losses import CustomLosses
 from cyclora_core.store.cycles import Cycles
 from cyclora_core.store.futures import Futures
 from cyclora_core.store.gaps import Gaps
+from cyclora_core.store.handovers import Handovers
 from cyclora_core.store.memory import Memory
 from cyclora_core.store.metering import Metering
 from cyclora_core.store.models import Models
@@ -44,6 +45,7 @@ class Store:
         self.futures = Futures(connection)
         self.cancellations = Cancellations(connection)
         self.checkpoints = Checkpoints(connection)
+        self.handovers = Handovers(connection)
         self.copies = Copies(connection)
         self.runs = Runs(connection, self.models, self.sessions, self.checkpoints)
         self.base_models = BaseModels(connection)

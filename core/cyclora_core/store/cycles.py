@@ -13,6 +13,7 @@ from cyclora_core.errors import ErrorCategory
 from cyclora_core.operations import OperationKind
 from cyclora_core.store.connection import Connection
 from cyclora_core.store.futures import FUTURE_TTL_MS
+from cyclora_core.store.handovers import Handovers
 from cyclora_core.store.workers import Workers
 from cyclora_core.types import Cycle, PendingOperation
 from cyclora_core.waiting import (
@@ -45,6 +46,7 @@ class Cycles:
         self._redis = connection.client
         self._keys = connection.keys
         self._workers = Workers(connection)
+        self._handovers = Handovers(connection)
 
     async def lead(self, token: str, lease_s: float, replaces: str = "") -> bool:
         """Become or remain the leader; one whose token begins with ``replaces`` counts as dead."""
@@ -111,10 +113,13 @@ class Cycles:
             for tenant_id in tenant_ids:
                 pipe.lrange(self._keys.sample_queue(base_model, tenant_id), 0, max_samples - 1)
             queues = await pipe.execute()
+        entries = [(json.loads(entry), entry.decode()) for queue in queues for entry in queue]
+        paths = {path for fields, _ in entries if (path := fields.get("weights_path"))}
+        # After the queues: what was handed over before a sample was sent must be seen with it.
+        holders = await self._handovers.holders(sorted(paths))
         return [
-            WaitingSample(_pending(json.loads(entry)), entry.decode())
-            for queue in queues
-            for entry in queue
+            WaitingSample(_pending(fields), entry, holders.get(fields.get("weights_path")))
+            for fields, entry in entries
         ]
 
     async def dispatch(

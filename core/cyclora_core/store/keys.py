@@ -86,6 +86,9 @@ class Keys:
     def failed(self, model_id: str) -> str:
         return f"{self.prefix}:model:{model_id}:failed"
 
+    def handed_over(self, model_id: str) -> str:
+        return f"{self.prefix}:model:{model_id}:handed_over"
+
     def models_of(self, tenant_id: str) -> str:
         return f"{self.prefix}:models:{tenant_id}"
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from cyclora_core import partials
 from cyclora_core.errors import FencedOut, ServerError
@@ -153,7 +154,7 @@ class Operations:
         return SubmitOutcome(outcome.decode())
 
     def _entry(self, submission: Submission) -> str:
-        entry = {
+        entry: dict[str, Any] = {
             "request_id": submission.request_id,
             "kind": submission.kind,
             "tenant_id": submission.tenant_id,
@@ -164,6 +165,8 @@ class Operations:
             "submitted_at_ms": self._clock.now_ms(),
             "is_refused": submission.error is not None,
         }
+        if submission.weights_path is not None:
+            entry["weights_path"] = submission.weights_path
         return json.dumps(entry)
 
     async def bodies(self, request_ids: Sequence[str]) -> list[bytes]:
