@@ -11,17 +11,22 @@ from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
+    DiffLlamaConfig,
     Gemma2Config,
     GPT2Config,
+    LlamaConfig,
+    MiniCPM3Config,
     MixtralConfig,
+    NemotronConfig,
     PreTrainedConfig,
+    StableLmConfig,
 )
 
 from cyclora_workers.adapter import ModuleGroup
 from cyclora_workers.architecture import UnsupportedModel
-from cyclora_workers.attention import UnsupportedAttention
 from cyclora_workers.base_model import BaseModel
 from cyclora_workers.context import Segment
+from cyclora_workers.logit_rule import LogitRule
 from parity.tolerances import FORWARD, close
 from workers.builders import (
     ARCHITECTURES,
@@ -183,22 +188,23 @@ _SHAPE: dict[str, Any] = {
     "max_position_embeddings": 64,
     "head_dim": 8,
 }
+_QUANTIZED: dict[str, Any] = {"quantization_config": {"quant_method": "fp8"}}
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
         (MixtralConfig(**_SHAPE, num_local_experts=2), "mixture of experts"),
-        (Gemma2Config(**_SHAPE), "final_logit_softcapping = 30.0"),
-        (
-            Gemma2Config(**_SHAPE, final_logit_softcapping=None, attn_logit_softcapping=5.0),
-            "attn_logit_softcapping = 5.0",
-        ),
+        (Gemma2Config(**_SHAPE, attn_logit_softcapping=5.0), "attn_logit_softcapping = 5.0"),
+        (NemotronConfig(**_SHAPE), "does not hand on the arguments"),
+        (StableLmConfig(**_SHAPE), "does not let its attention be replaced"),
+        (DiffLlamaConfig(**_SHAPE), "supported is once per layer"),
+        (MiniCPM3Config(**_SHAPE), "compresses keys and values"),
         (
             GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64),
             "no list of decoder layers",
         ),
-        (CohereConfig(**_SHAPE, logit_scale=0.5), "more for its logits"),
+        (LlamaConfig(**_SHAPE, **_QUANTIZED), "stored quantised"),
         (
             qwen3(
                 rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
@@ -206,12 +212,38 @@ _SHAPE: dict[str, Any] = {
             "rope_type 'dynamic'",
         ),
     ],
-    ids=["experts", "logit cap", "attention cap", "no linear layers", "logit scale", "rope"],
+    ids=[
+        "experts",
+        "attention cap",
+        "dropped arguments",
+        "own attention",
+        "two attentions",
+        "compressed keys",
+        "no linear layers",
+        "quantised",
+        "rope",
+    ],
 )
 def test_an_architecture_that_would_be_computed_wrongly_is_refused(
     config: PreTrainedConfig, message: str, tmp_path: Path
 ) -> None:
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    config.save_pretrained(tmp_path)
 
-    with pytest.raises((UnsupportedModel, UnsupportedAttention), match=message):
+    with pytest.raises(UnsupportedModel, match=message):
+        BaseModel.load("tests/tiny", tmp_path, dtype=torch.float32, device=CPU)
+
+
+def test_a_model_that_does_more_for_its_logits_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = CohereConfig(**_SHAPE, logit_scale=0.5)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+
+    def forgetful(_config: Any) -> LogitRule:
+        return LogitRule()
+
+    monkeypatch.setattr(LogitRule, "of", forgetful)
+
+    with pytest.raises(UnsupportedModel, match="more for its logits"):
         BaseModel.load("tests/tiny", tmp_path, dtype=torch.float32, device=CPU)

@@ -26,11 +26,13 @@ from cyclora_workers.head import (
     fused_head,
     log_normalizers,
 )
+from cyclora_workers.logit_rule import NO_RULE, LogitRule
 from cyclora_workers.losses import TokenLoss
 from parity.tolerances import FORWARD, GRADIENT, close
 
 HIDDEN, VOCAB = 32, 53
 FP32 = torch.float32
+RULES = [NO_RULE, LogitRule(0.4), LogitRule(cap=3.0), LogitRule(1.7, 5.0)]
 MODULES = [TargetModule("lm_head", HIDDEN, VOCAB, ModuleGroup.UNEMBED)]
 
 
@@ -41,10 +43,12 @@ def adapter(rank: int, dtype: torch.dtype = FP32) -> AdapterWeights:
     return layout.weights(flat_P, torch.zeros(layout.num_elements))
 
 
-def unembedding(dtype: torch.dtype = FP32, *, bias: bool = False) -> Unembedding:
+def unembedding(
+    dtype: torch.dtype = FP32, *, bias: bool = False, rule: LogitRule = NO_RULE
+) -> Unembedding:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(VOCAB, HIDDEN, generator=generator).to(dtype)
-    return Unembedding("lm_head", weight, torch.randn(VOCAB).to(dtype) if bias else None)
+    return Unembedding("lm_head", weight, torch.randn(VOCAB).to(dtype) if bias else None, rule)
 
 
 def piece(segment: Segment, coefficient_NK: Tensor, seed: int = 0) -> HeadPiece:
@@ -100,6 +104,9 @@ def reference(
             lora_B = module.lora_B_FR.float().requires_grad_()
             leaves.append((lora_A, lora_B))
             logits = logits + each.segment.adapter.scaling * rows_ND @ lora_A.T @ lora_B.T
+        logits = logits * head.rule.factor
+        if head.rule.cap is not None:
+            logits = torch.tanh(logits / head.rule.cap) * head.rule.cap
         logprobs.append(logits.log_softmax(-1).gather(1, each.targets_NK))
         losses.append(each.loss(logprobs[-1]).loss.sum())
     torch.stack(losses).sum().backward()
@@ -121,10 +128,12 @@ def run(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("max_chunk_rows", [8, 512])
+@pytest.mark.parametrize("rule", RULES, ids=["plain", "factor", "cap", "both"])
 def test_everything_matches_autograd_over_all_logits(
-    dtype: torch.dtype, bias: bool, max_chunk_rows: int
+    dtype: torch.dtype, bias: bool, max_chunk_rows: int, rule: LogitRule
 ) -> None:
-    head, pieces, hidden_TD = unembedding(dtype, bias=bias), mixed(dtype), hidden(75, dtype)
+    head, pieces = unembedding(dtype, bias=bias, rule=rule), mixed(dtype)
+    hidden_TD = hidden(75, dtype)
 
     result = run(head, pieces, hidden_TD, max_chunk_rows)
 
@@ -162,8 +171,9 @@ def test_the_chunk_size_changes_no_bit() -> None:
 
 @pytest.mark.parametrize("rank", [1, 3])
 @pytest.mark.parametrize("num_neighbour_rows", [1, 2, 7, 37])
+@pytest.mark.parametrize("rule", RULES, ids=["plain", "factor", "cap", "both"])
 def test_a_piece_has_the_same_bits_wherever_its_rows_begin(
-    rank: int, num_neighbour_rows: int
+    rank: int, num_neighbour_rows: int, rule: LogitRule
 ) -> None:
     """Rows of an odd vocabulary lie anywhere in memory; with rank 1, sums over it would show."""
     neighbour = piece(Segment(0, num_neighbour_rows, None), torch.ones(num_neighbour_rows, 1))
@@ -174,7 +184,7 @@ def test_a_piece_has_the_same_bits_wherever_its_rows_begin(
         own_TD = hidden(60)
         hidden_TD = torch.cat([hidden(start), own_TD])
         mine = piece(Segment(start, start + 60, weights), torch.ones(60, 1), 1)
-        result = run(unembedding(), [*before, mine], hidden_TD)
+        result = run(unembedding(rule=rule), [*before, mine], hidden_TD)
         assert result.gradient_TD is not None
         found.append((result.gradient_TD[start:], weights.modules["lm_head"].gradient_A_RD))
 

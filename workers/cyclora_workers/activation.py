@@ -26,7 +26,7 @@ _GRAIN_ELEMENTS = 32_768
 """From this many elements per thread on, every thread gets an equal share."""
 
 
-def _stretches(num_elements: int) -> Iterator[slice]:
+def stretches(num_elements: int) -> Iterator[slice]:
     """Cover the elements by calls that torch splits between vectors only, or not at all."""
     num_threads = torch.get_num_threads()
     step = num_threads * _VECTOR_ELEMENTS
@@ -46,7 +46,7 @@ class _StretchwiseFunction(torch.autograd.Function):
         ctx.save_for_backward(x)
         y = torch.empty_like(x)
         x_E, y_E = x.view(-1), y.view(-1)
-        for part in _stretches(x_E.shape[0]):
+        for part in stretches(x_E.shape[0]):
             y_E[part] = function(x_E[part])
         return y
 
@@ -55,7 +55,7 @@ class _StretchwiseFunction(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         x_E, dy_E = x.view(-1), grad_outputs[0].reshape(-1)
         dx_E = torch.empty_like(x_E)
-        for part in _stretches(x_E.shape[0]):
+        for part in stretches(x_E.shape[0]):
             with torch.enable_grad():
                 leaf_E = x_E[part].detach().requires_grad_()
                 y_E = ctx.function(leaf_E)

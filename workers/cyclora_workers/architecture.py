@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from cyclora_workers.adapter import ModuleGroup
-from cyclora_workers.attention import PackedAttention
+from cyclora_workers.attention import PackedAttention, UnsupportedAttention
 from cyclora_workers.context import ROW_ALIGNMENT, PassContext, Segment
 
 if TYPE_CHECKING:
     from cyclora_workers.base_model import BaseModel
 
-_CAPS = ("final_logit_softcapping", "attn_logit_softcapping")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 
@@ -29,19 +28,46 @@ class UnsupportedModel(ValueError):
     """The base model cannot be served; whoever started the worker must choose another."""
 
 
+def check_class(config: PreTrainedConfig) -> None:
+    """Refuse by the class that transformers would build, before any weight is read.
+
+    Raises:
+        UnsupportedModel: it is no causal language model, or its attention cannot be replaced.
+    """
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UnsupportedModel(f"{config.model_type} is no causal language model of transformers")
+    found: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if not getattr(found, "_supports_attention_backend", False):
+        raise UnsupportedModel(
+            f"{found.__name__} does not let its attention be replaced; supported are classes of "
+            "transformers that do"
+        )
+
+
 def check_config(config: Any) -> None:
     """Refuse by configuration.
 
     Raises:
-        UnsupportedModel: soft-capped logits, experts, or rotary positions that depend on what else
-            is in the batch.
+        UnsupportedModel: weights stored quantised, soft-capped attention, compressed keys and
+            values, experts, or rotary positions that depend on what else is in the batch.
     """
     name = config.model_type
-    for key in _CAPS:
-        if getattr(config, key, None):
-            raise UnsupportedModel(
-                f"{name} caps its logits ({key} = {getattr(config, key)}); this is not supported"
-            )
+    if getattr(config, "quantization_config", None):
+        raise UnsupportedModel(
+            f"the weights of {name} are stored quantised; supported are float32, float16 and "
+            "bfloat16"
+        )
+    if getattr(config, "attn_logit_softcapping", None):
+        # Fused attention kernels have no cap, and the scores of a pass are never formed.
+        raise UnsupportedModel(
+            f"{name} caps its attention scores (attn_logit_softcapping = "
+            f"{config.attn_logit_softcapping}); this is not supported"
+        )
+    if getattr(config, "kv_lora_rank", None):
+        raise UnsupportedModel(
+            f"{name} compresses keys and values (kv_lora_rank = {config.kv_lora_rank}); supported "
+            "are heads whose keys and values are of one size"
+        )
     for key in _EXPERTS:
         if getattr(config, key, None):
             raise UnsupportedModel(
@@ -127,15 +153,18 @@ def check_passes(base_model: BaseModel, model: PreTrainedModel) -> None:
     Raises:
         UnsupportedModel: a layer mixes tokens by other means than attention (a convolution or a
             recurrent state would leak from one tenant's sequence into the next), the key-value
-            heads are not what the configuration says, or the model's own logits are not the plain
-            product of hidden states and unembedding (some scale it).
+            heads are not what the configuration says, its attention asks for what ours does not
+            compute, or the model's own logits are not those of our unembedding.
     """
     num_sequences = ROW_ALIGNMENT // 2
     witness = _Witness(range(0, ROW_ALIGNMENT + 1, 2))
     context = PassContext([Segment(0, ROW_ALIGNMENT, None)], witness)
     positions_T = torch.tensor([0, 1] * num_sequences, device=base_model.device)
     tokens_T = (positions_T + 1) % base_model.vocab_size
-    hidden_TD = base_model.hidden(tokens_T, positions_T, context)
+    try:
+        hidden_TD = base_model.hidden(tokens_T, positions_T, context)
+    except UnsupportedAttention as error:
+        raise UnsupportedModel(str(error)) from error
 
     expected = [
         (layer, base_model.num_kv_heads, base_model.head_size)

@@ -53,9 +53,13 @@ def attention_forward(
         query [1, N, T, H], key and value [1, G, T, H]; returns [1, T, N, H].
 
     Raises:
-        UnsupportedAttention: a mask or an argument was given that the plan would ignore.
+        UnsupportedAttention: a mask or an argument was given that the plan would ignore, or the
+            plan did not get here.
     """
-    assert pass_context is not None, "the base model is only called through BaseModel"
+    if pass_context is None:
+        raise UnsupportedAttention(
+            f"{type(module).__name__} does not hand on the arguments of its model to attention"
+        )
     refused = [n for n, v in others.items() if v is not None and n not in _HARMLESS_ARGUMENTS]
     if attention_mask is not None:
         refused.append("attention_mask")

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from cyclora_workers.activation import stabilize_activations
 from cyclora_workers.adapter import ModuleGroup, TargetModule
 from cyclora_workers.architecture import (
     UnsupportedModel,
+    check_class,
     check_config,
     check_passes,
     decoder_layers,
@@ -27,6 +28,7 @@ from cyclora_workers.architecture import (
 from cyclora_workers.attention import ATTENTION_NAME
 from cyclora_workers.context import PassContext, Segment
 from cyclora_workers.head import Unembedding
+from cyclora_workers.logit_rule import LogitRule
 from cyclora_workers.multi_adapter_linear import MultiAdapterLinear, PassHolder, align_rows
 
 
@@ -72,7 +74,7 @@ class BaseModel:
         if not isinstance(head, nn.Linear):
             raise UnsupportedModel(f"unembedding is {type(head).__name__}; need nn.Linear")
         names = [name for name, module in model.named_modules() if module is head]
-        self.unembedding = Unembedding(names[0], head.weight, head.bias)
+        self.unembedding = Unembedding(names[0], head.weight, head.bias, LogitRule.of(config))
         self.vocab_size: int = head.out_features
         self.target_modules.append(
             TargetModule(names[0], head.in_features, head.out_features, ModuleGroup.UNEMBED)
@@ -88,8 +90,11 @@ class BaseModel:
         Raises:
             UnsupportedModel: its architecture needs something that would not be computed.
         """
+        config: Any = AutoConfig.from_pretrained(str(path))
+        check_class(config)
+        check_config(config.get_text_config())
         model: Any = AutoModelForCausalLM.from_pretrained(
-            str(path), dtype=dtype, attn_implementation=ATTENTION_NAME
+            str(path), config=config, dtype=dtype, attn_implementation=ATTENTION_NAME
         )
         base_model = cls(name, model.to(device), device)
         if not base_model.eos_token_ids and Path(path, "tokenizer_config.json").exists():

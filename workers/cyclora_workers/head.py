@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from cyclora_workers.context import Segment
+from cyclora_workers.logit_rule import NO_RULE, LogitRule
 from cyclora_workers.losses import TokenLoss
 from cyclora_workers.multi_adapter_linear import (
     SegmentAdapter,
@@ -42,10 +43,17 @@ product with the unembedding less efficient.
 class Unembedding:
     """The frozen matrix from hidden states to logits, and the adapters on it."""
 
-    def __init__(self, name: str, weight_VD: Tensor, bias_V: Tensor | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        rule: LogitRule = NO_RULE,
+    ) -> None:
         self.name = name
         self.weight_VD = weight_VD
         self.bias_V = bias_V
+        self.rule = rule
 
     def adapters(self, segments: Sequence[Segment]) -> list[SegmentAdapter]:
         """The segments whose adapter targets the unembedding."""
@@ -68,6 +76,7 @@ class Unembedding:
             logits_TV = linear_with_aligned_rows(hidden_TD, self.weight_VD, self.bias_V).float()
         logits_TV = with_aligned_rows(logits_TV)
         lows = [add_low_rank_(logits_TV, hidden_TD, adapter) for adapter in adapters]
+        self.rule.apply_(logits_TV)
         return logits_TV, lows
 
 
@@ -230,6 +239,7 @@ def _backward_chunk(
         coefficient_MK = part.token_loss.coefficient[rows_M]
         dlogits_MV[mine].mul_(-coefficient_MK.sum(1, keepdim=True))
         dlogits_MV[mine].scatter_add_(1, part.targets_NK[rows_M], coefficient_MK)
+        unembedding.rule.backward_(dlogits_MV[mine], part.logits_NV[rows_M])
     dlogits_MV = padded_MV.to(rows_TD.dtype)[:, :vocab_size]
     dhidden_MD = linear_with_aligned_rows(dlogits_MV, unembedding.weight_VD.t(), None)
     for part, rows_M, mine in zip(parts, kept, ranges, strict=True):
