@@ -21,6 +21,9 @@ from cyclora_client.up.valkey import find_binary
 from cyclora_core.clock import ManualClock
 from cyclora_core.store import Store
 
+# Triton reads this when it is imported, which other libraries do; `make test-gpu` sets it to 0.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 
 @pytest.fixture(scope="session")
 def redis_url() -> Iterator[str]:

@@ -17,6 +17,7 @@ class Tolerance:
 
 FORWARD = {
     torch.float32: Tolerance(1e-4, 2e-5),
+    torch.float16: Tolerance(2e-2, 2e-2),
     torch.bfloat16: Tolerance(2e-2, 2e-1),
 }
 """Hidden states, logits, logprobs and losses, against another implementation in fp32."""
@@ -26,6 +27,7 @@ EXPORT = {torch.float32: Tolerance(1e-5, 1e-5)}
 
 GRADIENT = {
     torch.float32: Tolerance(1e-3, 5e-5),
+    torch.float16: Tolerance(5e-2, 5e-2),
     torch.bfloat16: Tolerance(5e-2, 5e-1),
 }
 """Gradients of tests' tiny models, whose elements are of order 1."""

@@ -44,7 +44,7 @@ class ModuleAdapter:
     gradient_B_FR: Tensor | None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class AdapterWeights:
     """What a pass needs to know of an adapter; a frozen copy has no gradients."""
 

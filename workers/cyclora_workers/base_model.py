@@ -27,6 +27,7 @@ from cyclora_workers.architecture import (
 )
 from cyclora_workers.attention import ATTENTION_NAME
 from cyclora_workers.context import PassContext, Segment
+from cyclora_workers.cuda.grouped_linear import GroupedLinears, can_group
 from cyclora_workers.head import Unembedding
 from cyclora_workers.logit_rule import LogitRule
 from cyclora_workers.multi_adapter_linear import MultiAdapterLinear, PassHolder, align_rows
@@ -55,9 +56,11 @@ class BaseModel:
 
         config = self.config
         self.num_layers: int = config.num_hidden_layers
-        num_heads: int = config.num_attention_heads
-        self.num_kv_heads: int = getattr(config, "num_key_value_heads", None) or num_heads
-        self.head_size: int = getattr(config, "head_dim", None) or config.hidden_size // num_heads
+        self.num_heads: int = config.num_attention_heads
+        self.num_kv_heads: int = getattr(config, "num_key_value_heads", None) or self.num_heads
+        self.head_size: int = (
+            getattr(config, "head_dim", None) or config.hidden_size // self.num_heads
+        )
         self.hidden_size: int = config.hidden_size
         self.max_context_length: int = config.max_position_embeddings
         self.eos_token_ids: tuple[int, ...] = eos_token_ids(model)
@@ -79,6 +82,9 @@ class BaseModel:
         self.target_modules.append(
             TargetModule(names[0], head.in_features, head.out_features, ModuleGroup.UNEMBED)
         )
+        self._grouped: GroupedLinears | None = None
+        if can_group(device):
+            self._grouped = GroupedLinears([module.name for module in self.target_modules], device)
         check_passes(self, model)
 
     @classmethod
@@ -126,6 +132,8 @@ class BaseModel:
     ) -> Any:
         """Call a Hugging Face module of this model while its linear layers see ``context``."""
         assert self._holder.context is None, "a pass of this base model is running already"
+        if self._grouped is not None:
+            context = self._grouped.prepared(context)
         self._holder.context = context
         try:
             return module(

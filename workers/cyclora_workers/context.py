@@ -13,6 +13,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from cyclora_workers.adapter import AdapterWeights
+    from cyclora_workers.cuda.segment_table import SegmentTable
 
 ROW_ALIGNMENT = 32
 """Packed rows are rounded up to this.
@@ -63,3 +64,5 @@ class PassContext:
 
     segments: Sequence[Segment]
     attention: AttentionPlan
+    segment_table: SegmentTable | None = None
+    """The segments on the device, where the linear layers are to take them all at once."""

@@ -18,6 +18,9 @@ from torch.nn import functional
 
 from cyclora_workers.adapter import ModuleAdapter
 from cyclora_workers.context import ROW_ALIGNMENT, PassContext, Segment
+from cyclora_workers.cuda.grouped_linear import grouped_linear
+from cyclora_workers.cuda.low_rank import LowRank
+from cyclora_workers.cuda.segment_table import SegmentTable
 from cyclora_workers.rows import linear, linear_with_aligned_rows, with_aligned_rows
 
 
@@ -189,6 +192,8 @@ class MultiAdapterLinear(nn.Module):
         """Shapes: x [..., D] with T rows in all, of which the segments cover the first ones."""
         context = self._holder.context
         assert context is not None, "the base model is only called through BaseModel"
+        if context.segment_table is not None:
+            return self._grouped(x, context.segment_table)
         segments = segment_adapters(context.segments, self.name)
         wants_gradient = torch.is_grad_enabled() and any(
             segment.adapter.gradient_A_RD is not None for segment in segments
@@ -199,5 +204,17 @@ class MultiAdapterLinear(nn.Module):
             self.weight,
             self.bias,
             segments,
+        )
+        return y_TF.view(*x.shape[:-1], self.out_features)
+
+    def _grouped(self, x: Tensor, table: SegmentTable) -> Tensor:
+        low_rank = LowRank.of(table, self.name)
+        wants_gradient = torch.is_grad_enabled() and low_rank.is_trained
+        y_TF = grouped_linear(
+            x.reshape(-1, self.in_features),
+            self.weight,
+            self.bias,
+            low_rank,
+            self._holder.gradient_anchor if wants_gradient else None,
         )
         return y_TF.view(*x.shape[:-1], self.out_features)

@@ -1,0 +1,92 @@
+"""The multi-adapter linear layer with grouped kernels behind it, for passes of many short segments.
+
+Legend: T packed tokens, D features in, F features out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cyclora_workers.context import PassContext
+from cyclora_workers.cuda.low_rank import LowRank, is_grouped
+from cyclora_workers.cuda.segment_table import (
+    DECODE_BLOCK_ROWS,
+    TRAINING_BLOCK_ROWS,
+    AddressBook,
+    SegmentTable,
+)
+
+
+def can_group(device: torch.device) -> bool:
+    """Whether Triton is there to compile for the device; torch's CUDA wheels bring it along."""
+    return device.type == "cuda" and find_spec("triton") is not None
+
+
+class GroupedLinears:
+    """Gives the passes of one base model their segment tables."""
+
+    def __init__(self, module_names: Sequence[str], device: torch.device) -> None:
+        self.book = AddressBook(module_names)
+        self._device = device
+
+    def prepared(self, context: PassContext) -> PassContext:
+        """The context with a table, if its linear layers are to use the grouped kernels."""
+        if context.segment_table is not None or not is_grouped(context.segments):
+            return context
+        block_rows = TRAINING_BLOCK_ROWS if torch.is_grad_enabled() else DECODE_BLOCK_ROWS
+        table = SegmentTable.of(self.book, context.segments, block_rows, self._device)
+        return replace(context, segment_table=table)
+
+
+def grouped_linear(
+    x_TD: Tensor, weight_FD: Tensor, bias_F: Tensor | None, low_rank: LowRank, anchor: Tensor | None
+) -> Tensor:
+    """``x W^T + bias`` and the low-rank part of every row's adapter.
+
+    Args:
+        x_TD: rows of the pass.
+        weight_FD: frozen, gets no gradient.
+        bias_F: likewise.
+        low_rank: the module in this pass.
+        anchor: as in ``PassHolder``, if an adapter of the pass is being trained on this module.
+    """
+    y_TF: Tensor = _GroupedFunction.apply(x_TD, anchor, weight_FD, bias_F, low_rank)  # type: ignore[no-untyped-call]
+    return y_TF
+
+
+class _GroupedFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_TD: Tensor,
+        anchor: Tensor | None,
+        weight_FD: Tensor,
+        bias_F: Tensor | None,
+        low_rank: LowRank,
+    ) -> Tensor:
+        x_TD = x_TD.contiguous()
+        y_TF = functional.linear(x_TD, weight_FD, bias_F)
+        low_PTW = low_rank.add_(y_TF, x_TD)
+        ctx.weight_FD, ctx.low_rank = weight_FD, low_rank
+        ctx.save_for_backward(*((x_TD, low_PTW) if anchor is not None else ()))
+        return y_TF
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        dy_TF = grad_outputs[0].contiguous()
+        dlow_PTW = ctx.low_rank.low_gradient(dy_TF)
+        if ctx.saved_tensors:
+            x_TD, low_PTW = ctx.saved_tensors
+            ctx.low_rank.accumulate_(dy_TF, x_TD, low_PTW, dlow_PTW)
+        dx_TD = None
+        if ctx.needs_input_grad[0]:
+            dx_TD = dy_TF @ ctx.weight_FD
+            ctx.low_rank.add_input_gradient_(dx_TD, dlow_PTW)
+        return dx_TD, None, None, None, None
