@@ -19,7 +19,7 @@ after settle       the store has it; the worker has not gone on, nor released th
 =================  =========================================================================
 
 A save for a sampler is a hand-over here: in forward, its weights are frozen and the store does not
-know; after gradients, it is noted and has no record. Its files are written at any time from then on.
+know; after gradients, it is noted and has no record. Its files are written at any time after that.
 """
 
 from __future__ import annotations

@@ -133,6 +133,42 @@ def test_a_snapshot_of_the_weights_is_independent(base_model: BaseModel) -> None
     assert all(m.gradient_A_RD is None for m in frozen.modules.values())
 
 
+def test_snapshots_between_two_steps_share_their_memory(base_model: BaseModel) -> None:
+    """A copy is made where it is needed: at the step, which writes new weights anyway."""
+    state = random_adapter(base_model, 4, 0)
+    first, second = state.snapshot_weights(), state.snapshot_weights()
+    training = state.weights
+
+    optimizer_step(state, OptimStepBody())
+    third = state.snapshot_weights()
+
+    assert first.flat_P.data_ptr() == second.flat_P.data_ptr() == training.flat_P.data_ptr()
+    assert third.flat_P.data_ptr() != first.flat_P.data_ptr()
+    assert torch.equal(third.flat_P, state.master_P)
+
+
+def test_without_a_snapshot_steps_write_in_place(base_model: BaseModel) -> None:
+    state = random_adapter(base_model, 4, 0)
+    state.snapshot_weights()
+    optimizer_step(state, OptimStepBody())
+    place = state.weights.flat_P.data_ptr()
+
+    optimizer_step(state, OptimStepBody())
+
+    assert state.weights.flat_P.data_ptr() == place
+
+
+def test_a_moved_copy_trains_the_same_gradient_buffer(base_model: BaseModel) -> None:
+    state, other = random_adapter(base_model, 4, 0), random_adapter(base_model, 4, 0)
+    for step in range(3):
+        state.snapshot_weights()
+        for each in (state, other):
+            run(base_model, [item(each, cross_entropy([9], step))])
+            optimizer_step(each, OptimStepBody(1e-2))
+
+    assert torch.equal(state.master_P, other.master_P)
+
+
 def trained(base_model: BaseModel) -> AdapterState:
     """A state with moments, a step, and a gradient that was not applied yet."""
     state = random_adapter(base_model, 4, 0)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from cyclora_core.errors import UserError
 from cyclora_core.operations import OptimStepBody
+from cyclora_core.optimizers import OptimizerType
 from cyclora_workers.adapter import AdapterState
 from cyclora_workers.base_model import BaseModel
 from cyclora_workers.optimizer import optimizer_step
@@ -46,6 +50,72 @@ def test_steps_equal_those_of_torch(base_model: BaseModel, grad_clip_norm: float
 
         assert metrics == {"grad_norm": pytest.approx(norm), "num_steps": step + 1.0}
         torch.testing.assert_close(state.master_P, theirs.detach(), rtol=1e-5, atol=1e-7)
+
+
+def stepped(flat: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Weights and moments after three steps on flat buffers, without an adapter around them."""
+    master_P, first_P, second_P, *gradients = (each.clone() for each in flat)
+    state: Any = SimpleNamespace(
+        optimizer_type=OptimizerType.ADAMW,
+        master_P=master_P,
+        first_moment_P=first_P,
+        second_moment_P=second_P,
+        num_steps=0,
+        num_accumulated_passes=1,
+        refresh_weights=lambda: None,
+    )
+    for gradient_P in gradients:
+        state.gradient_P = gradient_P
+        optimizer_step(state, BODY)
+    return master_P, first_P, second_P
+
+
+def flat_buffers(num_elements: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(num_elements)
+    master_P, first_P, second_P, *gradients = torch.randn(6, num_elements, generator=generator)
+    return [master_P, first_P, second_P.square(), *gradients]
+
+
+def test_steps_are_those_of_the_fused_adamw_to_the_bit(base_model: BaseModel) -> None:
+    state = random_adapter(base_model, 4, 0)
+    theirs = state.master_P.clone().requires_grad_()
+    optimizer = torch.optim.AdamW(
+        [theirs], lr=1e-2, betas=(0.8, 0.9), eps=1e-8, weight_decay=0.1, fused=True
+    )
+
+    for step in range(4):
+        fill_gradient(state, step)
+        theirs.grad = state.gradient_P.clone()
+        optimizer_step(state, BODY)
+        optimizer.step()
+
+    assert torch.equal(state.master_P, theirs.detach())
+
+
+@pytest.mark.parametrize("num_elements", [1, 33, 4_096, 100_003])
+def test_no_number_of_threads_changes_a_bit_of_a_step(num_elements: int) -> None:
+    flat = flat_buffers(num_elements)
+    num_threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(stepped(flat))
+    finally:
+        torch.set_num_threads(num_threads)
+
+    assert all(
+        torch.equal(*pair) for each in found[1:] for pair in zip(found[0], each, strict=True)
+    )
+
+
+def test_an_elements_place_in_its_buffer_changes_no_bit_of_it() -> None:
+    """Snapshots and other layouts put it elsewhere; vector and remainder loops must agree."""
+    flat = flat_buffers(10_007)
+    whole = stepped(flat)
+
+    for first, last in ((1, 10_007), (0, 10_000), (777, 9_001)):
+        part = stepped([each[first:last].contiguous() for each in flat])
+        assert all(torch.equal(a, b[first:last]) for a, b in zip(part, whole, strict=True))
 
 
 def test_parameters_may_change_from_step_to_step(base_model: BaseModel) -> None:
