@@ -192,6 +192,7 @@ class Submission:
     body: bytes
     num_tokens: int = 0
     datum_tokens: Sequence[int] = ()
+    shared_tokens: Sequence[int] = ()
     error: OperationError | None = None
     new_model: NewModel | None = None
     sent: bytes = b""

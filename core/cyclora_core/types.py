@@ -91,6 +91,8 @@ class PendingOperation:
     """What it costs of a cycle: tokens through the model; 0 for anything but passes and samples."""
     datum_tokens: Sequence[int] = ()
     """Tokens of each datum of a pass, so that a large one can be spread over cycles."""
+    shared_tokens: Sequence[int] = ()
+    """How many of them each datum shares with the one before it; empty where that is not used."""
     submitted_at_ms: int = 0
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from cyclora_core.blocks import split_into_blocks
+from cyclora_core.blocks import block_tokens, split_into_blocks
 from cyclora_core.types import (
     DatumRange,
     PendingOperation,
@@ -160,10 +160,10 @@ def _head(model: WaitingModel, worker_id: str) -> _Run:
 def _units(run: _Run) -> Iterator[_Unit]:
     for index, operation in enumerate(run.passes):
         start = run.first_start if index == 0 else 0
-        sizes = operation.datum_tokens
-        for block in split_into_blocks(sizes):
+        sizes, shared = operation.datum_tokens, operation.shared_tokens
+        for block in split_into_blocks(sizes, shared_tokens=shared):
             if block.stop > start:
-                yield _Unit(run, operation, block.stop, sum(sizes[block.start : block.stop]))
+                yield _Unit(run, operation, block.stop, block_tokens(block, sizes, shared))
 
 
 def _assignment(run: _Run, stops: Mapping[str, int], worker_id: str) -> Assignment | None:

@@ -47,11 +47,19 @@ class Draft:
     num_tokens: int = 0
     datum_tokens: Sequence[int] = ()
     weights_path: str | None = None
+    shared_tokens: Sequence[int] = ()
 
     @classmethod
-    def of(cls, body: Body, num_tokens: int = 0, datum_tokens: Sequence[int] = ()) -> Draft:
+    def of(
+        cls,
+        body: Body,
+        num_tokens: int = 0,
+        datum_tokens: Sequence[int] = (),
+        shared_tokens: Sequence[int] = (),
+    ) -> Draft:
         weights_path = body.weights_path if isinstance(body, SampleBody) else None
-        return cls(payload.encode(body.to_payload()), num_tokens, datum_tokens, weights_path)
+        encoded = payload.encode(body.to_payload())
+        return cls(encoded, num_tokens, datum_tokens, weights_path, shared_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +91,7 @@ class Target:
             body=draft.body,
             num_tokens=draft.num_tokens,
             datum_tokens=draft.datum_tokens,
+            shared_tokens=draft.shared_tokens,
             error=error,
             new_model=new_model,
             sent=self.sent,

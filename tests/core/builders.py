@@ -32,6 +32,7 @@ def submission(
     tenant_id: str = "tenant-a",
     body: bytes = b"body",
     datum_tokens: Sequence[int] = (),
+    shared_tokens: Sequence[int] = (),
     is_refused: bool = False,
     num_tokens: int | None = None,
 ) -> Submission:
@@ -46,6 +47,7 @@ def submission(
         body=body,
         num_tokens=sum(datum_tokens) if num_tokens is None else num_tokens,
         datum_tokens=datum_tokens,
+        shared_tokens=shared_tokens,
         error=OperationError("refused", ErrorCategory.USER) if is_refused else None,
         new_model=NewModel(SESSION_ID, LoraConfig(8)) if seq_id == 0 else None,
     )

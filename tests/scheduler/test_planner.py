@@ -23,10 +23,16 @@ LARGE = Budget(1_000_000, 1_000_000, 1_000_000)
 
 
 def operation(
-    kind: OperationKind, seq_id: int, datum_tokens: Sequence[int] = (10,), model: str = "m"
+    kind: OperationKind,
+    seq_id: int,
+    datum_tokens: Sequence[int] = (10,),
+    model: str = "m",
+    shared_tokens: Sequence[int] = (),
 ) -> PendingOperation:
     sizes = tuple(datum_tokens) if kind.is_pass else ()
-    return PendingOperation(f"{model}:{seq_id}", kind, "t", model, seq_id, sum(sizes), sizes)
+    return PendingOperation(
+        f"{model}:{seq_id}", kind, "t", model, seq_id, sum(sizes), sizes, shared_tokens
+    )
 
 
 def model(
@@ -121,6 +127,16 @@ def test_an_operation_larger_than_the_budget_is_spread_datum_by_datum() -> None:
 
     (only,) = planned.assignments[0].planned.operations
     assert (only.seq_id, only.datum_range) == (1, DatumRange(0, 2))
+
+
+def test_shared_tokens_cost_once_per_block() -> None:
+    """Blocks of 1500 + 2000 and of 1500 + 500 tokens."""
+    group = operation(PASS, 1, [2000] * 5, shared_tokens=[0] + [1500] * 4)
+    waiting = WaitingModel("m", "t", "w", 4, -1, 0, [group])
+
+    assert plan([waiting]).num_tokens == 5500
+    (part,) = plan([waiting], budget=Budget(3500, 0)).assignments[0].planned.operations
+    assert part.datum_range == DatumRange(0, 4)
 
 
 def test_a_spread_operation_goes_on_where_its_worker_stopped() -> None:

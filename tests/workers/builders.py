@@ -6,6 +6,7 @@ Legend: N tokens of a datum, T packed tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,17 @@ def top_k(lengths: Sequence[int], widths: Sequence[int], seed: int = 0) -> PassB
     return PassBody("cross_entropy", {}, data)
 
 
+def with_prompts(body: PassBody, group: int, prompt: int, seed: int = 0) -> PassBody:
+    """The same data, but each ``group`` of neighbours begins with the same random tokens."""
+    data: list[Datum] = []
+    for index, each in enumerate(body.data):
+        rng = np.random.default_rng([seed, index // group])
+        count = min(prompt, len(each.tokens) - 1)
+        begin = rng.integers(0, VOCAB_SIZE, prompt).astype(np.int32)[:count]
+        data.append(replace(each, tokens=np.concatenate((begin, each.tokens[count:]))))
+    return replace(body, data=data)
+
+
 def item(
     state: AdapterState, body: PassBody, request_id: str = "r", *, needs_gradient: bool = True
 ) -> PassItem:
@@ -156,7 +168,7 @@ def item(
 
 
 def run(
-    base_model: BaseModel, items: Sequence[PassItem], max_tokens: int = 4096, **options: int
+    base_model: BaseModel, items: Sequence[PassItem], max_tokens: int = 4096, **options: Any
 ) -> PackedPasses:
     """Run all microbatches."""
     passes = PackedPasses(base_model, items, max_tokens_per_microbatch=max_tokens, **options)

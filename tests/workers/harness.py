@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from cyclora_core import ids, payload
+from cyclora_core.blocks import shared_tokens
 from cyclora_core.clock import ManualClock
 from cyclora_core.operations import (
     Body,
@@ -113,10 +114,12 @@ class Harness:
         self.next_seq_ids[owner] = seq_id + 1
         request_id = ids.request_id(owner, seq_id)
         sizes: list[int] = []
+        shared: list[int] = []
         num_tokens = 0
         new_model = None
         if isinstance(body, PassBody):
             sizes = [len(datum.tokens) for datum in body.data]
+            shared = shared_tokens([datum.tokens for datum in body.data])
             num_tokens = sum(sizes)
         elif isinstance(body, SampleBody):
             tokens = len(body.prompt_tokens) + (body.params.max_tokens or 0)
@@ -134,6 +137,7 @@ class Harness:
                 body=payload.encode(body.to_payload() if body else payload.Payload({}, {})),
                 num_tokens=num_tokens,
                 datum_tokens=sizes,
+                shared_tokens=shared,
                 new_model=new_model,
                 weights_path=body.weights_path if isinstance(body, SampleBody) else None,
             )

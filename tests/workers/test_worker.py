@@ -23,7 +23,7 @@ from cyclora_core.records import FutureState
 from cyclora_core.samples import SampleBody, SampleResult, SamplingParams
 from cyclora_core.store import Store
 from cyclora_workers.base_model import BaseModel
-from workers.builders import cross_entropy, policy_body
+from workers.builders import cross_entropy, policy_body, with_prompts
 from workers.harness import LORA, SESSION_ID, Harness, run_steps, same
 
 
@@ -50,10 +50,14 @@ async def test_a_tenant_gets_the_same_bits_alone_and_beside_three_others(
     assert all(same(a, b) for a, b in zip(alone, beside, strict=True))
 
 
+@pytest.mark.parametrize(
+    "body",
+    [cross_entropy([120] * 40, seed=2), with_prompts(cross_entropy([120] * 80, seed=2), 80, 64)],
+    ids=["plain", "one prompt"],
+)
 async def test_an_operation_spread_over_cycles_gives_the_same_bits(
-    store: Store, clock: ManualClock, tmp_path: Path, base_model: BaseModel
+    store: Store, clock: ManualClock, tmp_path: Path, base_model: BaseModel, body: PassBody
 ) -> None:
-    body = cross_entropy([120] * 40, seed=2)
     results: list[list[PassResult]] = []
     for model, budget in enumerate((1_000_000, 2048)):
         harness = Harness(store, clock, tmp_path, base_model, min_cycle_tokens=budget)

@@ -199,7 +199,9 @@ class Engine:
             for each in passes:
                 self._part_of(each)
             packed = self._packed(passes)
-            for _ in packed:
+            num_tokens = 0
+            for size in packed:
+                num_tokens += size
                 yield {}
             results, terms = packed.results(), packed.terms()
         except Exception:  # noqa: BLE001 - boundary: one tenant's failure must not fail the cycle
@@ -217,7 +219,7 @@ class Engine:
                 else self._finish_part(p, results[p.request_id], terms[p.request_id])
                 for p in passes
             }
-            self._measure(passes, time.perf_counter() - started_s)
+            self._measure(num_tokens, time.perf_counter() - started_s)
         yield outcomes
 
     def _run_alone(self, one: Pass) -> PassOutcome:
@@ -283,10 +285,7 @@ class Engine:
         del self._parts[one.request_id]
         return PassResult(part.logprobs, reduced(part.terms))
 
-    def _measure(self, passes: Sequence[Pass], duration_s: float) -> None:
-        num_tokens = sum(
-            len(datum.tokens) for p in passes for datum in p.body.data[p.range.start : p.range.stop]
-        )
+    def _measure(self, num_tokens: int, duration_s: float) -> None:
         speed = num_tokens / max(duration_s, 1e-6)
         old = self.tokens_per_s or speed
         self.tokens_per_s = old + _SPEED_SMOOTHING * (speed - old)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from cyclora_core.blocks import split_into_blocks
+from cyclora_core.blocks import shared_tokens, split_into_blocks
 from cyclora_core.errors import ServerError, UserError
 from cyclora_core.losses import Config
 from cyclora_core.operations import Datum, PassBody, PassResult
@@ -15,6 +15,7 @@ from cyclora_core.payload import Array
 from cyclora_core.types import DatumRange
 from cyclora_workers.adapter import AdapterState
 from cyclora_workers.metric_terms import MetricTerms, reduced
+from cyclora_workers.prefix_tree import PrefixTree
 from cyclora_workers.sequence_losses import DatumLossFunction
 
 
@@ -67,15 +68,40 @@ class Block:
 
     progress: Progress
     data: Sequence[Datum]
-    num_tokens: int
+    tree: PrefixTree
     first_datum: int
     """Place of its first datum in the whole operation."""
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that go through the model, each shared one counted once."""
+        return self.tree.num_rows
 
-def block_ranges(item: PassItem, max_block_tokens: int) -> list[DatumRange]:
+
+def blocks_of(
+    progress: Progress, ranges: Sequence[DatumRange], shared: Sequence[int]
+) -> list[Block]:
+    """The blocks of an item, whose data share as many tokens as ``shared`` says."""
+    blocks: list[Block] = []
+    for part in ranges:
+        places = slice(part.start, part.stop)
+        data = progress.item.body.data[places]
+        tree = PrefixTree([datum.tokens for datum in data], shared[places])
+        blocks.append(Block(progress, data, tree, part.start))
+    return blocks
+
+
+def shared_in(item: PassItem) -> list[int]:
+    """How many tokens each datum of the whole operation shares with the one before it."""
+    return shared_tokens([datum.tokens for datum in item.body.data])
+
+
+def block_ranges(
+    item: PassItem, max_block_tokens: int, shared: Sequence[int] = ()
+) -> list[DatumRange]:
     """The blocks of the whole operation that lie in the item's range."""
     data = item.body.data
-    blocks = split_into_blocks([len(datum.tokens) for datum in data], max_block_tokens)
+    blocks = split_into_blocks([len(datum.tokens) for datum in data], max_block_tokens, shared)
     wanted = item.datum_range or DatumRange(0, len(data))
     chosen = [b for b in blocks if b.start >= wanted.start and b.stop <= wanted.stop]
     if sum(b.stop - b.start for b in chosen) != wanted.stop - wanted.start:

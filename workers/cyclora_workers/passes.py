@@ -37,10 +37,19 @@ from cyclora_workers.custom_loss.run import CustomLossRun
 from cyclora_workers.head import HEAD_CHUNK_ROWS, HeadLoss, HeadPiece, fused_head
 from cyclora_workers.losses import LOSSES, TokenLoss
 from cyclora_workers.metric_terms import MetricTerms
-from cyclora_workers.packed_plan import packed_attention
-from cyclora_workers.pass_blocks import Block, PassItem, Progress, block_ranges, microbatches
+from cyclora_workers.pass_blocks import (
+    Block,
+    PassItem,
+    Progress,
+    block_ranges,
+    blocks_of,
+    microbatches,
+    shared_in,
+)
 from cyclora_workers.pass_check import check_pass
+from cyclora_workers.prefix_attention import training_attention
 from cyclora_workers.sequence_losses import SEQUENCE_LOSSES, DatumLossFunction
+from cyclora_workers.target_rows import TargetRows, target_rows, to_data_order
 from cyclora_workers.transfer import to_device
 
 
@@ -63,6 +72,7 @@ class PackedPasses(Iterator[int]):
         max_tokens_per_microbatch: int,
         max_block_tokens: int = MAX_BLOCK_TOKENS,
         head_chunk_rows: int = HEAD_CHUNK_ROWS,
+        shares_prefixes: bool = True,
     ) -> None:
         """Plan the microbatches.
 
@@ -74,6 +84,8 @@ class PackedPasses(Iterator[int]):
             max_block_tokens: Must be the same in every process and for ever: numbers depend on it
                 in their last bits.
             head_chunk_rows: Bound on the rows whose logits exist at one time; likewise.
+            shares_prefixes: Whether data of a block that begin alike compute that once. False is
+                for comparisons only: the scheduler cuts operations as if they did.
 
         Raises:
             UserError: the body of an item is not acceptable; ``check_pass`` tells beforehand.
@@ -88,14 +100,12 @@ class PackedPasses(Iterator[int]):
             assert item.request_id not in self._progress, "one item per request and cycle"
             if item.needs_gradient and item.adapter not in self._marks:
                 self._marks[item.adapter] = item.adapter.mark_gradient()
-            ranges = block_ranges(item, max_block_tokens)
+            shared = shared_in(item) if shares_prefixes else []
+            ranges = block_ranges(item, max_block_tokens, shared)
             config = full_config(item.body.loss_fn, item.body.loss_fn_config)
             progress = Progress(item, config, len(ranges), _datum_loss(item))
             self._progress[item.request_id] = progress
-            for part in ranges:
-                data = item.body.data[part.start : part.stop]
-                size = sum(len(datum.tokens) for datum in data)
-                blocks[item.needs_gradient].append(Block(progress, data, size, part.start))
+            blocks[item.needs_gradient] += blocks_of(progress, ranges, shared)
         self._microbatches = iter(
             [
                 *microbatches(blocks[True], max_tokens_per_microbatch),
@@ -140,17 +150,16 @@ class PackedPasses(Iterator[int]):
 
     def _run(self, blocks: Sequence[Block], needs_gradient: bool) -> None:
         device = self._base_model.device
-        data = [datum for block in blocks for datum in block.data]
-        lengths = [len(datum.tokens) for datum in data]
-        tokens_T = torch.from_numpy(np.concatenate([d.tokens for d in data]).astype(np.int64))
-        positions_T = torch.cat([torch.arange(length) for length in lengths])
+        trees = [block.tree for block in blocks]
+        tokens_T = torch.from_numpy(np.concatenate([t.tokens_R for t in trees]).astype(np.int64))
+        positions_T = torch.from_numpy(np.concatenate([t.positions_R for t in trees]))
         segments: list[Segment] = []
         for block in blocks:
             start = segments[-1].stop if segments else 0
             weights = block.progress.item.adapter.weights
             segments.append(Segment(start, start + block.num_tokens, weights))
-        attention = packed_attention(
-            [0, *np.cumsum(lengths).tolist()],
+        attention = training_attention(
+            trees,
             device=device,
             dtype=self._base_model.dtype,
             head_size=self._base_model.head_size,
@@ -160,9 +169,10 @@ class PackedPasses(Iterator[int]):
         hidden_TD = self._base_model.hidden(
             to_device(tokens_T, device), to_device(positions_T, device), context
         )
+        rows = [target_rows(tree, self._head_chunk_rows, device) for tree in trees]
         pieces: list[list[HeadPiece]] = [
-            self._head_pieces(block, segment, hidden_TD.detach())
-            for block, segment in zip(blocks, segments, strict=True)
+            self._head_pieces(block, segment, of_block, hidden_TD.detach())
+            for block, segment, of_block in zip(blocks, segments, rows, strict=True)
         ]
         head = fused_head(
             self._base_model.unembedding,
@@ -176,42 +186,39 @@ class PackedPasses(Iterator[int]):
             hidden_TD.backward(head.gradient_TD)  # type: ignore[no-untyped-call]
 
         results = iter(head.pieces)
-        for block, of_block in zip(blocks, pieces, strict=True):
+        for block, of_block in zip(blocks, rows, strict=True):
             mine = [next(results) for _ in of_block]
-            logprobs_NK = torch.cat([piece.logprobs_NK for piece in mine])
+            logprobs_NK = to_data_order(of_block, [piece.logprobs_NK for piece in mine])
             if block.progress.item.body.loss_fn in LOSSES:
                 block.progress.note("loss:sum", [piece.loss_sum for piece in mine])
             block.progress.logprobs += unstack_logprobs(block.data, logprobs_NK)
 
-    def _head_pieces(self, block: Block, segment: Segment, hidden_TD: Tensor) -> list[HeadPiece]:
-        """Cut a block for the head, counting from the block's own first row."""
+    def _head_pieces(
+        self, block: Block, segment: Segment, rows: Sequence[TargetRows], hidden_TD: Tensor
+    ) -> list[HeadPiece]:
+        """What the head computes for the rows of a block."""
         progress, device = block.progress, self._base_model.device
         if progress.datum_loss is not None:
-            coefficient_NK = self._coefficients(block, segment, hidden_TD, progress.datum_loss)
+            loss = progress.datum_loss
+            coefficient_NK = self._coefficients(block, segment, rows, hidden_TD, loss)
             targets_NK = stack_targets(block.data, device)
-            return self._cut(segment, targets_NK, lambda rows: _known(coefficient_NK[rows]))
+            return _cut(segment, rows, targets_NK, lambda mine: _known(mine.of(coefficient_NK)))
         token_loss = LOSSES[progress.item.body.loss_fn]
         inputs = stack_inputs(block.data, progress.loss_config, device)
 
-        def loss_of(rows: slice) -> HeadLoss:
-            mine = {key: value[rows] for key, value in inputs.items() if key != TARGETS}
-            return lambda logprobs_NK: token_loss(logprobs_NK, mine, progress.loss_config)
+        def loss_of(mine: TargetRows) -> HeadLoss:
+            own = {key: mine.of(value) for key, value in inputs.items() if key != TARGETS}
+            return lambda logprobs_NK: token_loss(logprobs_NK, own, progress.loss_config)
 
-        return self._cut(segment, inputs[TARGETS], loss_of)
-
-    def _cut(
-        self, segment: Segment, targets_NK: Tensor, loss_of: Callable[[slice], HeadLoss]
-    ) -> list[HeadPiece]:
-        pieces: list[HeadPiece] = []
-        for start in range(segment.start, segment.stop, self._head_chunk_rows):
-            stop = min(start + self._head_chunk_rows, segment.stop)
-            rows = slice(start - segment.start, stop - segment.start)
-            mine = Segment(start, stop, segment.adapter)
-            pieces.append(HeadPiece(mine, targets_NK[rows], loss_of(rows)))
-        return pieces
+        return _cut(segment, rows, inputs[TARGETS], loss_of)
 
     def _coefficients(
-        self, block: Block, segment: Segment, hidden_TD: Tensor, loss: DatumLossFunction
+        self,
+        block: Block,
+        segment: Segment,
+        rows: Sequence[TargetRows],
+        hidden_TD: Tensor,
+        loss: DatumLossFunction,
     ) -> Tensor:
         """The head's first pass, forward only, for a loss that sees each datum as a whole.
 
@@ -223,15 +230,15 @@ class PackedPasses(Iterator[int]):
         forward = fused_head(
             self._base_model.unembedding,
             hidden_TD,
-            self._cut(segment, targets_NK, lambda rows: _known(targets_NK.new_zeros(0))),
+            _cut(segment, rows, targets_NK, lambda _: _known(targets_NK.new_zeros(0))),
             needs_gradient=False,
             max_chunk_rows=self._head_chunk_rows,
         )
-        logprobs_NK = torch.cat([piece.logprobs_NK for piece in forward.pieces])
+        logprobs_NK = to_data_order(rows, [piece.logprobs_NK for piece in forward.pieces])
         coefficients: list[Tensor] = []
         places = itertools.count(block.first_datum)
-        rows = zip(places, block.data, unstacked(block.data, logprobs_NK), strict=False)
-        for place, datum, logprobs in rows:
+        found_by_datum = unstacked(block.data, logprobs_NK)
+        for place, datum, logprobs in zip(places, block.data, found_by_datum, strict=False):
             if progress.failure is not None:
                 coefficients.append(torch.zeros_like(logprobs))
                 continue
@@ -247,6 +254,23 @@ class PackedPasses(Iterator[int]):
                 progress.note(metric, [value])
             coefficients.append(found.coefficient)
         return stack_coefficients(coefficients)
+
+
+def _cut(
+    segment: Segment,
+    rows: Sequence[TargetRows],
+    targets_NK: Tensor,
+    loss_of: Callable[[TargetRows], HeadLoss],
+) -> list[HeadPiece]:
+    """One piece for each run of rows, which count from the block's own first row."""
+    return [
+        HeadPiece(
+            Segment(segment.start + mine.start, segment.start + mine.stop, segment.adapter),
+            mine.of(targets_NK),
+            loss_of(mine),
+        )
+        for mine in rows
+    ]
 
 
 def _datum_loss(item: PassItem) -> DatumLossFunction | None:

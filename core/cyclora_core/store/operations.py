@@ -162,6 +162,7 @@ class Operations:
             "seq_id": submission.seq_id,
             "num_tokens": submission.num_tokens,
             "datum_tokens": list(submission.datum_tokens),
+            "shared_tokens": list(submission.shared_tokens),
             "submitted_at_ms": self._clock.now_ms(),
             "is_refused": submission.error is not None,
         }

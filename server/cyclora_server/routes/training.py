@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 
 from cyclora_core import ids
+from cyclora_core.blocks import shared_tokens
 from cyclora_core.operations import CreateModelBody, OperationKind, PassBody
 from cyclora_core.records import NewModel
 from cyclora_core.types import BaseModelInfo, ModelRecord
@@ -112,8 +113,9 @@ async def _submit_pass(
 
     def make(body: PassBody, base: BaseModelInfo) -> Draft:
         check_pass(body, base)
-        datum_tokens = [datum.tokens.size for datum in body.data]
-        return Draft.of(body, sum(datum_tokens), datum_tokens)
+        tokens = [datum.tokens for datum in body.data]
+        datum_tokens = [each.size for each in tokens]
+        return Draft.of(body, sum(datum_tokens), datum_tokens, shared_tokens(tokens))
 
     async def draft(model: ModelRecord, base: BaseModelInfo) -> Draft:
         body = await offload(len(raw), sent.decode, budget)

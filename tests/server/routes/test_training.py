@@ -13,7 +13,7 @@ from tinker.types.forward_backward_request import ForwardBackwardRequest
 from tinker.types.get_info_response import GetInfoResponse
 from tinker.types.shared.untyped_api_future import UntypedAPIFuture
 
-from cyclora_core import ids, payload
+from cyclora_core import blocks, ids, payload
 from cyclora_core.errors import ErrorCategory
 from cyclora_core.operations import (
     BODY_TYPES,
@@ -149,6 +149,17 @@ async def test_a_pass_of_the_sdk_is_submitted_with_its_sizes(
     assert submission.datum_tokens == [3, 3]
     assert submission.base_model == BASE.name
     assert body_of(submission, PassBody).data[0].tokens.tolist() == [1, 2, 3]
+
+
+async def test_a_pass_is_submitted_with_what_its_data_share(
+    client: httpx.AsyncClient, store: StoreDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The two data of ``pass_bytes`` are alike."""
+    monkeypatch.setattr(blocks, "_MIN_PREFIX", 8)
+
+    await post_pass(client, pass_bytes(*range(20)))
+
+    assert store.submitted(f"{MODEL}:1").shared_tokens == [0, 16]
 
 
 async def test_a_compressed_pass_is_the_same_request(
