@@ -193,6 +193,8 @@ class SampleResult:
         prompt_logprobs: [N] float32, NaN at entry 0 and where nothing was asked.
         topk_prompt_tokens, topk_prompt_logprobs: [N, k] int32 and float32, row 0 is padding.
         alt_tokens, alt_logprobs: [N - 1, k] int32 and float32; row i belongs to position i + 1.
+
+    ``prompt_cache_hit_tokens`` of the prompt were found computed by an earlier request.
     """
 
     sequences: Sequence[SampledSequence]
@@ -202,10 +204,14 @@ class SampleResult:
     alt_tokens: Array | None = None
     alt_logprobs: Array | None = None
     targets: TargetLogprobs | None = None
+    prompt_cache_hit_tokens: int = 0
 
     def to_payload(self) -> Payload:
         arrays: dict[str, Array] = {}
-        meta: dict[str, Any] = {"stop_reasons": [s.stop_reason for s in self.sequences]}
+        meta: dict[str, Any] = {
+            "stop_reasons": [s.stop_reason for s in self.sequences],
+            "prompt_cache_hit_tokens": self.prompt_cache_hit_tokens,
+        }
         put_ragged(arrays, "tokens", [sequence.tokens for sequence in self.sequences])
         put_ragged(arrays, "logprobs", [sequence.logprobs for sequence in self.sequences])
         tables = [sequence.topk for sequence in self.sequences if sequence.topk is not None]
@@ -237,6 +243,7 @@ class SampleResult:
         return cls(
             [SampledSequence(t, lp, StopReason(reason), topk) for t, lp, reason, topk in rows],
             targets=targets,
+            prompt_cache_hit_tokens=meta.get("prompt_cache_hit_tokens", 0),
             **{name: arrays.get(name) for name in _PROMPT_ARRAYS},
         )
 

@@ -212,13 +212,22 @@ def test_sequence_ids_are_unique_within_the_session(sampler: tinker.SamplingClie
     assert len(set(found)) == 6
 
 
-def test_nothing_is_counted_as_a_cache_hit_when_nothing_was_reused(
-    sampler: tinker.SamplingClient,
+def test_whole_blocks_of_a_prompt_that_was_asked_before_are_cache_hits(
+    service: tinker.ServiceClient,
 ) -> None:
-    """Every request prefills its prompt, once for all its samples."""
-    hits = [ask(sampler, num_samples=4).prompt_cache_hit_tokens for _ in range(2)]
+    """Samples of one request share their prompt, which is no hit."""
+    client = service.create_sampling_client(base_model=BASE_MODEL).result()
+    prompt = types.ModelInput.from_ints([7, *range(100, 140)])
+    params = types.SamplingParams(max_tokens=2, seed=7, stop=[])
 
-    assert hits == [0, 0]
+    hits = [
+        client.sample(prompt, num_samples=4, sampling_params=params)
+        .result()
+        .prompt_cache_hit_tokens
+        for _ in range(2)
+    ]
+
+    assert hits == [0, 32]
 
 
 def test_stability_information_may_be_asked_for(service: tinker.ServiceClient) -> None:

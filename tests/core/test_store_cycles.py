@@ -36,7 +36,9 @@ async def dispatch_samples(
     return await store.cycles.dispatch(token, cycle, [], waiting.samples)
 
 
-async def settle_sample(store: Store, worker_id: str, seq_id: int = 1) -> SettleOutcome:
+async def settle_sample(
+    store: Store, worker_id: str, seq_id: int = 1, num_cached_tokens: int = 0
+) -> SettleOutcome:
     owner = sample(seq_id).owner_id
     return await store.operations.settle_sample(
         worker_id=worker_id,
@@ -47,6 +49,7 @@ async def settle_sample(store: Store, worker_id: str, seq_id: int = 1) -> Settle
         request_id=ids.request_id(owner, seq_id),
         outcome=Outcome(b"tokens", num_tokens=3),
         num_prefilled_tokens=4,
+        num_cached_tokens=num_cached_tokens,
     )
 
 

@@ -71,6 +71,20 @@ async def test_samples_are_counted_once_in_and_out(store: Store, clock: ManualCl
     ]
 
 
+async def test_prompt_tokens_that_were_found_computed_are_counted_apart(
+    store: Store, clock: ManualClock
+) -> None:
+    await add_worker(store)
+    await submit(store, sample(1))
+    await dispatch_samples(store)
+
+    await settle_sample(store, "worker-1", num_cached_tokens=16)
+
+    assert Metered(
+        hour_of(clock.now_ms()), Meter.CACHED_PREFILL, BASE_MODEL, SESSION_ID, 16
+    ) in await used(store, clock)
+
+
 async def test_every_hour_is_counted_by_itself(store: Store, clock: ManualClock) -> None:
     await add_worker(store)
     await submit(store, submission(CREATE, 0), submission(PASS, 1), submission(PASS, 2))

@@ -22,7 +22,8 @@ from cyclora_workers.sampling.sampler import Sampler
 from workers.harness import SESSION_ID, Harness
 
 SAMPLER = ids.sampling_session_id(SESSION_ID, 0)
-KV_TOKENS = 60
+KV_TOKENS = 64
+BLOCK = 16
 
 
 @pytest.fixture
@@ -67,14 +68,14 @@ async def test_a_running_sample_frees_its_memory_and_its_neighbour_goes_on(
     first, second = [await ask(harness) for _ in range(2)]
     worker = await admitted(harness)
     await worker._decode()
-    assert worker._engine.sampler.free_kv_tokens == KV_TOKENS - 2 * 23
+    assert worker._engine.sampler.free_kv_tokens == KV_TOKENS - 2 * BLOCK
 
     await cancel(harness, first)
     await worker._heed_cancelled()
 
-    assert worker._engine.sampler.free_kv_tokens == KV_TOKENS - 23
+    assert worker._engine.sampler.free_kv_tokens == KV_TOKENS - BLOCK
     (status,) = await harness.store.cycles.workers()
-    assert status.stats.free_sample_tokens == KV_TOKENS - 23
+    assert status.stats.free_sample_tokens == KV_TOKENS - 2 * BLOCK
     await harness.run_until_idle()
     assert await states(harness, first, second) == [FutureState.FAILED, FutureState.DONE]
 

@@ -314,7 +314,12 @@ class Engine:
         return checkpoint.save_frozen(frozen, self.base_model, folder)
 
     def admit(
-        self, request_id: str, body: SampleBody, lora: LoraConfig | None, folder: Path | None
+        self,
+        request_id: str,
+        body: SampleBody,
+        lora: LoraConfig | None,
+        folder: Path | None,
+        tenant_id: str = "",
     ) -> None:
         """Queue a sample; its adapter weights are read from ``folder`` unless they are at hand.
 
@@ -331,7 +336,7 @@ class Engine:
                 checkpoint.load_checkpoint(state, folder, with_optimizer=False)
                 adapter = state.snapshot_weights()
             self._remember(folder, adapter)
-        self.sampler.admit(request_id, body, adapter)
+        self.sampler.admit(request_id, body, adapter, tenant_id)
 
     def cancel(self, request_ids: Sequence[str]) -> None:
         """Let go of samples and their memory; those that ended are ended already."""

@@ -34,6 +34,7 @@ class _Running:
     sample: PlannedSample
     ran: Execution
     num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
 
 
 class SampleDesk:
@@ -80,7 +81,7 @@ class SampleDesk:
                     raise TypeError(f"{request_id} is not a sample")
                 if request_id in self._running:
                     running.num_prompt_tokens = len(body.prompt_tokens)
-                    await self._admit(request_id, body)
+                    await self._admit(sample, body)
             except ServerError:
                 # Settled meanwhile, by another worker or its client: the body is gone with that.
                 self._running.pop(request_id, None)
@@ -97,14 +98,14 @@ class SampleDesk:
             self._running.pop(request_id, None)
         await self._in_thread(self._engine.cancel, request_ids)
 
-    async def _admit(self, request_id: str, body: SampleBody) -> None:
-        admit = partial(self._in_thread, self._engine.admit, request_id, body)
+    async def _admit(self, sample: PlannedSample, body: SampleBody) -> None:
+        admit = partial(self._in_thread, self._engine.admit, sample.request_id, body)
         if body.weights_path is None:
-            return await admit(None, None)
+            return await admit(None, None, sample.tenant_id)
 
         async def read(checkpoint: Checkpoint, folder: Path) -> None:
             await self._handover.at_hand(checkpoint, folder)
-            await admit(checkpoint.lora, folder)
+            await admit(checkpoint.lora, folder, sample.tenant_id)
 
         return await read_checkpoint(self._store, self._storage, body.weights_path, read)
 
@@ -119,11 +120,10 @@ class SampleDesk:
             running = self._running.pop(each.request_id, None)
             if running is None:
                 continue  # cancelled while its last token was drawn
-            num_tokens = (
-                sum(len(sequence.tokens) for sequence in each.result.sequences)
-                if isinstance(each.result, SampleResult)
-                else 0
-            )
+            num_tokens = 0
+            if isinstance(each.result, SampleResult):
+                num_tokens = sum(len(sequence.tokens) for sequence in each.result.sequences)
+                running.num_cached_tokens = each.result.prompt_cache_hit_tokens
             outcome = as_outcome(each.result, num_tokens, each.request_id)
             await self._settle(running, outcome)
 
@@ -138,7 +138,8 @@ class SampleDesk:
                 seq_id=sample.seq_id,
                 request_id=sample.request_id,
                 outcome=outcome,
-                num_prefilled_tokens=running.num_prompt_tokens,
+                num_prefilled_tokens=running.num_prompt_tokens - running.num_cached_tokens,
+                num_cached_tokens=running.num_cached_tokens,
                 ran=running.ran,
             )
         except FencedOut:

@@ -61,8 +61,9 @@ class WorkerSettings(BaseSettings):
     """Tokens of one packed forward and backward. More needs more memory for activations; fewer
     pays the overhead of a pass more often."""
 
-    max_kv_tokens: int = Field(default=65_536, ge=1)
-    """Tokens of KV cache shared by all running samples; the rest wait. More needs memory."""
+    max_kv_tokens: int = Field(default=65_536, ge=16)
+    """Tokens of KV cache shared by all running samples and known prefixes; the rest wait. More
+    needs memory; with little, samples make way for one another and compute tokens twice."""
 
     decode_steps_per_microbatch: int = Field(default=4, ge=0)
     """Decode steps between two training microbatches while both have work.

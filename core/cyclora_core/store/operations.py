@@ -286,10 +286,12 @@ class Operations:
         request_id: str,
         outcome: Outcome,
         num_prefilled_tokens: int = 0,
+        num_cached_tokens: int = 0,
         ran: Execution | None = None,
     ) -> SettleOutcome:
         """Store the outcome of a sample; ``outcome.num_tokens`` are the sampled ones.
 
+        The prompt's tokens are those that were prefilled and those that were found cached.
         Without ``ran`` it is left out of its session's trace.
 
         Raises:
@@ -328,6 +330,8 @@ class Operations:
                 trace_entry(request_id, OperationKind.SAMPLE, outcome.error is None, ran, now_ms),
                 MAX_TRACED,
                 TRACE_KEPT_S * 1000,
+                num_cached_tokens,
+                meter_field(Meter.CACHED_PREFILL, base_model, session_id),
             ],
         )
         return _settle_outcome(reply.decode(), request_id)

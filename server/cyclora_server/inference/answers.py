@@ -20,13 +20,14 @@ def finish_reason(text: SequenceText, reason: StopReason) -> str:
     return "stop" if text.is_stopped or reason is StopReason.STOP else "length"
 
 
-def usage(prompts: Sequence[Prompt], num_completion_tokens: int) -> Json:
+def usage(prompts: Sequence[Prompt], num_completion_tokens: int, num_cached_tokens: int) -> Json:
     """Tokens of the prompts, each counted once whatever ``n`` is, and all that was sampled."""
     num_prompt_tokens = sum(len(prompt.tokens) for prompt in prompts)
     return {
         "prompt_tokens": num_prompt_tokens,
         "completion_tokens": num_completion_tokens,
         "total_tokens": num_prompt_tokens + num_completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": num_cached_tokens},
     }
 
 

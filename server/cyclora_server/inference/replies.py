@@ -49,13 +49,14 @@ class Reply:
                     else self.form.choice(index, piece, reason)
                 )
         num_tokens = sum(len(s.tokens) for result in results for s in result.sequences)
+        num_cached_tokens = sum(result.prompt_cache_hit_tokens for result in results)
         return {
             "id": self._new_id(),
             "object": self.form.whole_object,
             "created": self.created_s,
             "model": self.request.model,
             "choices": choices,
-            "usage": answers.usage(self.prompts, num_tokens),
+            "usage": answers.usage(self.prompts, num_tokens, num_cached_tokens),
         }
 
     async def events(self, samples: Samples) -> AsyncGenerator[bytes, None]:
@@ -92,8 +93,11 @@ class Reply:
             opening = self._opening(row.index)
             if opening is not None:
                 yield head | {"choices": [opening]}
+        num_cached_tokens = 0
         async with aclosing(samples.news()) as news:
             async for each in news:
+                if each.result is not None:
+                    num_cached_tokens += each.result.prompt_cache_hit_tokens
                 mine = rows[each.prompt * n : (each.prompt + 1) * n]
                 for choice in self._deltas(mine, each):
                     yield head | {"choices": [choice]}
@@ -101,7 +105,8 @@ class Reply:
                     yield None
         if self.request.includes_usage:
             num_tokens = sum(len(row.tokens) for row in rows)
-            yield head | {"choices": [], "usage": answers.usage(self.prompts, num_tokens)}
+            usage = answers.usage(self.prompts, num_tokens, num_cached_tokens)
+            yield head | {"choices": [], "usage": usage}
 
     def _opening(self, index: int) -> Json | None:
         if self.is_echo:

@@ -48,6 +48,7 @@ def sample_to_proto(result: SampleResult) -> bytes:
         alternatives = message.prompt_alt_tokens
         _put_dense(alternatives.tokens, result.alt_tokens, schema.DTYPE_INT32)
         _put_dense(alternatives.logprobs, result.alt_logprobs, schema.DTYPE_FLOAT32)
+    message.prompt_cache_hit_tokens = result.prompt_cache_hit_tokens
     if result.targets is not None:
         _put_targets(message.target_prompt_logprobs, result.targets)
     return message.SerializeToString()

@@ -104,6 +104,7 @@ async def test_a_chat_is_sampled_with_the_template_and_answered_without_its_end(
         "prompt_tokens": num_prompt,
         "completion_tokens": num_sampled,
         "total_tokens": num_prompt + num_sampled,
+        "prompt_tokens_details": {"cached_tokens": 0},
     }
     assert (value["object"], value["model"]) == ("chat.completion", CHAT.name)
 

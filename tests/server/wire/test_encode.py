@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -181,6 +182,14 @@ def test_what_was_not_asked_is_absent() -> None:
     assert response.target_prompt_logprobs is None
     assert response.prompt_cache_hit_tokens == 0
     assert [each.topk_logprobs for each in response.sequences] == [None, None]
+
+
+def test_the_sdk_reads_how_much_of_the_prompt_was_found_computed() -> None:
+    result = dataclasses.replace(topk_sample(), prompt_cache_hit_tokens=48)
+
+    answer = encoded(OperationKind.SAMPLE, result, PROTOBUF)
+
+    assert deserialize_sample_response(answer.content).prompt_cache_hit_tokens == 48
 
 
 def test_everything_a_sample_reports_has_a_json_form() -> None:

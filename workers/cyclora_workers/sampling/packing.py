@@ -5,69 +5,92 @@ Legend: T packed tokens, S rows that draw, D hidden.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-import numpy as np
-
-from cyclora_core.payload import Array
 from cyclora_workers.adapter import AdapterWeights
 from cyclora_workers.context import Segment
+from cyclora_workers.sampling.paged_attention import PagedSpan
 from cyclora_workers.sampling.request import Row, SampleRequest
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillPart:
-    """The next ``num_tokens`` prompt tokens of a request."""
+    """The next ``num_tokens`` tokens of a row that has more than its newest one to compute.
 
-    request: SampleRequest
+    Those of its prompt, or of all that it had before it lost its memory to another row.
+    """
+
+    row: Row
     num_tokens: int
 
     @property
-    def first(self) -> int:
-        return self.request.cache.num_prefilled
+    def request(self) -> SampleRequest:
+        return self.row.request
 
     @property
-    def completes_prompt(self) -> bool:
-        return self.first + self.num_tokens == self.request.num_prompt_tokens
+    def rows(self) -> list[Row]:
+        return [self.row]
 
     @property
-    def tokens(self) -> Array:
-        return self.request.prompt_tokens[self.first : self.first + self.num_tokens]
+    def num_tokens_each(self) -> int:
+        return self.num_tokens
 
     @property
-    def positions(self) -> Array:
-        return np.arange(self.first, self.first + self.num_tokens)
+    def completes_row(self) -> bool:
+        return self.num_tokens == self.row.num_pending
+
+    def tokens(self) -> list[int]:
+        first = self.row.num_cached
+        tokens: list[int] = self.row.all_tokens()[first : first + self.num_tokens].tolist()
+        return tokens
+
+    def positions(self) -> Iterable[int]:
+        return range(self.row.num_cached, self.row.num_cached + self.num_tokens)
+
+    def spans(self, start: int) -> list[PagedSpan]:
+        row = self.row
+        return [PagedSpan(start, start + self.num_tokens, row.num_cached, row.blocks)]
 
     def draws(self, start: int) -> list[Draw]:
-        """All rows draw their first token from the prompt's last position."""
-        if not self.completes_prompt or self.request.stop_rules.max_tokens == 0:
+        """All rows draw their first token from the last position of their prompt."""
+        request = self.request
+        if not self.completes_row or request.stop_rules.max_tokens == 0:
             return []
-        return [Draw(self.request, start + self.num_tokens - 1, self.request.rows)]
+        rows = self.rows if request.has_prompt else request.rows
+        return [Draw(request, start + self.num_tokens - 1, rows)]
 
 
 @dataclass(frozen=True, slots=True)
 class DecodePart:
-    """The newest token of each of a request's rows."""
+    """The newest token of each of these rows of a request."""
 
     request: SampleRequest
+    rows: Sequence[Row]
 
     @property
     def num_tokens(self) -> int:
-        return len(self.request.rows)
+        return len(self.rows)
 
     @property
-    def tokens(self) -> Array:
-        return np.asarray([row.tokens[-1] for row in self.request.rows], np.int64)
+    def num_tokens_each(self) -> int:
+        return 1
 
-    @property
-    def positions(self) -> Array:
-        cache = self.request.cache
-        return np.full(self.num_tokens, cache.num_prompt_tokens + cache.num_new_tokens)
+    def tokens(self) -> list[int]:
+        return [row.tokens[-1] for row in self.rows]
+
+    def positions(self) -> Iterable[int]:
+        return [row.num_cached for row in self.rows]
+
+    def spans(self, start: int) -> list[PagedSpan]:
+        return [
+            PagedSpan(place, place + 1, row.num_cached, row.blocks)
+            for place, row in enumerate(self.rows, start)
+        ]
 
     def draws(self, start: int) -> list[Draw]:
-        return [Draw(self.request, start + i, [row]) for i, row in enumerate(self.request.rows)]
+        return [Draw(self.request, place, [row]) for place, row in enumerate(self.rows, start)]
 
 
 Part = PrefillPart | DecodePart
@@ -121,8 +144,3 @@ def segments_of(sizes: Sequence[tuple[AdapterWeights | None, int]]) -> list[Segm
         segments.append(Segment(start, stop, members[0][0]))
         start = stop
     return segments
-
-
-def in_chunks(draws: Sequence[Draw], max_rows: int) -> Iterator[Sequence[Draw]]:
-    for begin in range(0, len(draws), max_rows):
-        yield draws[begin : begin + max_rows]

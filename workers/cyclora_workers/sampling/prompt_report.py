@@ -151,7 +151,9 @@ class PromptReport:
         if self._targets is not None:
             self._targets.add(rows.start, rows.stop, rows.target_logprobs)
 
-    def complete(self, sequences: Sequence[SampledSequence]) -> SampleResult:
+    def complete(
+        self, sequences: Sequence[SampledSequence], num_cache_hit_tokens: int
+    ) -> SampleResult:
         """The result of a request: its sequences, and of this report what was asked for."""
         return SampleResult(
             sequences,
@@ -161,6 +163,7 @@ class PromptReport:
             self._alt_tokens if self._num_alts else None,
             self._alt_logprobs if self._num_alts else None,
             self._targets.answer() if self._targets is not None else None,
+            num_cache_hit_tokens,
         )
 
 

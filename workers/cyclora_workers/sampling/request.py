@@ -10,6 +10,7 @@ import numpy as np
 
 from cyclora_core.errors import ServerError, UserError
 from cyclora_core.partials import Partial, PartialToken
+from cyclora_core.payload import Array
 from cyclora_core.samples import (
     PromptTargets,
     SampleBody,
@@ -21,24 +22,75 @@ from cyclora_core.samples import (
 from cyclora_workers.adapter import AdapterWeights
 from cyclora_workers.base_model import BaseModel
 from cyclora_workers.sampling.choose import DrawRule, TopkRow
-from cyclora_workers.sampling.kv_cache import KvShape, RequestCache
 from cyclora_workers.sampling.prompt_report import PromptReport
 from cyclora_workers.sampling.randomness import as_seed
 from cyclora_workers.sampling.stopping import Detokenize, StopRules, stop_reason
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Row:
-    """One of the request's sequences while it is sampled."""
+    """One of a request's sequences while it is sampled, and its KV memory.
 
+    ``keys`` name the blocks that are complete, ``awaited_keys`` those that others may wait for.
+    """
+
+    request: SampleRequest
     sample_index: int
     tokens: list[int] = field(default_factory=list[int])
     logprobs: list[float] = field(default_factory=list[float])
     topk: list[TopkRow] = field(default_factory=list[TopkRow])
+    blocks: list[int] = field(default_factory=list[int])
+    keys: list[bytes] = field(default_factory=list[bytes])
+    awaited_keys: list[bytes] = field(default_factory=list[bytes])
+    num_cached: int = 0
+    """Tokens whose keys and values are there; the newest token's are not."""
+    has_ended: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        return self.request.num_prompt_tokens + len(self.tokens)
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens that have not been through the model yet."""
+        return self.num_tokens - self.num_cached
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether its newest sampled token alone is left to be fed."""
+        return bool(self.tokens) and self.num_pending == 1
+
+    @property
+    def num_reusable_tokens(self) -> int:
+        """Tokens that need not be computed if a known prefix covers them.
+
+        The last one must be, to draw from it, and those that the prompt's report is about.
+        """
+        if self.request.has_prompt:
+            return self.num_tokens - 1
+        return min(self.num_tokens, self.request.report.first_wanted) - 1
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Rows that arrived earlier compare as less."""
+        return self.request.arrival, self.sample_index
+
+    def all_tokens(self) -> Array:
+        return np.concatenate((self.request.prompt_tokens, np.asarray(self.tokens, np.int64)))
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A row's next token."""
+
+    row: Row
+    token: int
+    logprob: float
+    topk: TopkRow | None
 
 
 class SampleRequest:
-    """State of one request; rows stand in the order of the cache's rows."""
+    """State of one request; ``rows`` are those that have not ended."""
 
     def __init__(
         self,
@@ -47,6 +99,10 @@ class SampleRequest:
         adapter: AdapterWeights | None,
         base_model: BaseModel,
         detokenize: Detokenize | None,
+        *,
+        tenant_id: str = "",
+        scope: bytes = b"",
+        arrival: int = 0,
     ) -> None:
         """Check the request against the base model.
 
@@ -56,6 +112,9 @@ class SampleRequest:
         check_body(body, base_model, can_detokenize=detokenize is not None)
         params = body.params
         self.request_id = request_id
+        self.tenant_id = tenant_id
+        self.scope = scope
+        self.arrival = arrival
         self.prompt_tokens = np.asarray(body.prompt_tokens, np.int64)
         self.adapter = adapter
         self.draw_rule = DrawRule(params.temperature, max(params.top_k, 0), params.top_p)
@@ -66,78 +125,69 @@ class SampleRequest:
             len(body.prompt_tokens), params.max_tokens, base_model.max_context_length
         )
         self.stop_rules = StopRules.of(params, base_model.eos_token_ids, max_tokens)
-        self.num_kv_tokens = len(body.prompt_tokens) + body.num_samples * max_tokens
-        self.rows = [Row(index) for index in range(body.num_samples)]
-        self._num_samples = body.num_samples
+        self.rows = [Row(self, index) for index in range(body.num_samples)]
+        self.has_prompt = False
+        """Whether the prompt is through, and every row has drawn its first token."""
+        self.num_found_tokens: int | None = None
+        """Prompt tokens that were found computed; None while the request waits."""
+        self._all_rows = list(self.rows)
         self._detokenize = detokenize
         self._sequences: dict[int, SampledSequence] = {}
         self.is_streamed = body.is_streamed
-        self._unshown: list[PartialToken] = []
         self._num_shown = 0
-        self._cache: RequestCache | None = None
-
-    @property
-    def cache(self) -> RequestCache:
-        assert self._cache is not None, "a waiting request has no cache"
-        return self._cache
+        self._num_shown_each = 0
 
     @property
     def num_prompt_tokens(self) -> int:
         return len(self.prompt_tokens)
 
     @property
-    def is_prefilled(self) -> bool:
-        return self.cache.num_prefilled == self.num_prompt_tokens
+    def max_row_tokens(self) -> int:
+        """Tokens whose keys and values one row may need; its last token is never fed back."""
+        return self.num_prompt_tokens + max(1, self.stop_rules.max_tokens) - 1
 
-    def start(self, shape: KvShape) -> None:
-        """Take the memory that was reserved."""
-        self._cache = RequestCache(
-            shape, self.num_prompt_tokens, len(self.rows), self.stop_rules.max_tokens
-        )
-
-    def extend(
-        self,
-        tokens: Sequence[int],
-        logprobs: Sequence[float],
-        topk: Sequence[TopkRow | None],
-    ) -> None:
-        """Give every row its next token; rows that stop become sequences.
+    def extend(self, drawn: Sequence[Drawn]) -> list[Row]:
+        """Give rows their next token; returns those that stop, which become sequences.
 
         Raises:
             UserError: the logits were not finite, as those of a diverged adapter.
         """
-        for row, token, logprob, topk_row in zip(self.rows, tokens, logprobs, topk, strict=True):
-            if not math.isfinite(logprob):
+        ended: list[Row] = []
+        for each in drawn:
+            row = each.row
+            if not math.isfinite(each.logprob):
                 raise self._not_finite()
-            row.tokens.append(token)
-            row.logprobs.append(logprob)
-            if topk_row is not None:
-                row.topk.append(topk_row)
-        if self.is_streamed:
-            self._unshown += sorted(
-                (
-                    PartialToken(row.sample_index, row.tokens[-1], row.logprobs[-1])
-                    for row in self.rows
-                ),
-                key=lambda each: each.sample_index,
-            )
-        # From the last row on, so that the row moved into a gap has been looked at already.
-        for index in range(len(self.rows) - 1, -1, -1):
-            row = self.rows[index]
+            row.tokens.append(each.token)
+            row.logprobs.append(each.logprob)
+            if each.topk is not None:
+                row.topk.append(each.topk)
             reason = stop_reason(row.tokens, self.stop_rules, self._detokenize)
             if reason is not None:
                 self._finish(row, reason)
-                moved = self.rows[self.cache.remove_row(index)]
-                self.rows[index] = moved
-                self.rows.pop()
+                ended.append(row)
+        if ended:
+            self.rows = [row for row in self.rows if not row.has_ended]
+        return ended
 
     def take_partial(self) -> Partial | None:
-        """What came since this was last asked; None if nothing did."""
-        if not self._unshown:
+        """What came since this was last asked; None if nothing did.
+
+        First tokens of all rows, then second ones, and so on: an order that neither memory nor
+        neighbours change, as whoever reads on after a crash relies on. Rows that are ahead are
+        held back.
+        """
+        shown: list[PartialToken] = []
+        while True:
+            at = self._num_shown_each
+            rows = [row for row in self._all_rows if not row.has_ended or len(row.tokens) > at]
+            if not rows or any(len(row.tokens) <= at for row in rows):
+                break
+            shown += [PartialToken(r.sample_index, r.tokens[at], r.logprobs[at]) for r in rows]
+            self._num_shown_each += 1
+        if not shown:
             return None
-        partial = Partial(self.request_id, self._num_shown, self._unshown)
-        self._num_shown += len(self._unshown)
-        self._unshown = []
+        partial = Partial(self.request_id, self._num_shown, shown)
+        self._num_shown += len(shown)
         return partial
 
     def finish_without_tokens(self) -> None:
@@ -148,10 +198,11 @@ class SampleRequest:
 
     def result(self) -> SampleResult:
         """Sequences in sample order, once all rows have ended."""
-        sequences = [self._sequences[index] for index in range(self._num_samples)]
-        return self.report.complete(sequences)
+        sequences = [self._sequences[row.sample_index] for row in self._all_rows]
+        return self.report.complete(sequences, self.num_found_tokens or 0)
 
     def _finish(self, row: Row, reason: StopReason) -> None:
+        row.has_ended = True
         self._sequences[row.sample_index] = SampledSequence(
             np.asarray(row.tokens, np.int32),
             np.asarray(row.logprobs, np.float32),

@@ -17,20 +17,20 @@ from torch import Tensor
 
 from cyclora_workers.base_model import BaseModel
 from cyclora_workers.context import PassContext, Segment
-from cyclora_workers.sampling.cached_attention import CachedAttention, DecodeSpan, PrefillSpan
-from cyclora_workers.sampling.choose import TopkRow, choose, top_logprobs
+from cyclora_workers.sampling.choose import choose, top_logprobs
+from cyclora_workers.sampling.kv_pool import KvPool
 from cyclora_workers.sampling.packing import (
     DecodePart,
     Draw,
     Part,
     PlacedPart,
-    PrefillPart,
-    in_chunks,
     place,
     segments_of,
 )
+from cyclora_workers.sampling.paged_attention import PagedAttention, PagedSpan
 from cyclora_workers.sampling.prompt_report import LOGIT_ROWS, ReportRows
 from cyclora_workers.sampling.randomness import uniforms
+from cyclora_workers.sampling.request import Drawn
 
 
 @dataclass(slots=True)
@@ -38,54 +38,46 @@ class PartOutcome:
     """What one part found: next tokens of its rows, and rows for the prompt report."""
 
     part: Part
-    tokens: list[int] = field(default_factory=list[int])
-    logprobs: list[float] = field(default_factory=list[float])
-    topk: list[TopkRow | None] = field(default_factory=list[TopkRow | None])
+    drawn: list[Drawn] = field(default_factory=list[Drawn])
     report_rows: list[ReportRows] = field(default_factory=list[ReportRows])
 
 
-def run_parts(base_model: BaseModel, parts: Sequence[Part]) -> list[PartOutcome]:
-    """Run the parts of all requests in one pass; caches get keys and values, uncounted."""
+def run_parts(base_model: BaseModel, pool: KvPool, parts: Sequence[Part]) -> list[PartOutcome]:
+    """Run the parts of all requests in one pass; the pool gets keys and values, uncounted."""
     placed = place(parts)
-    tokens_T = np.concatenate([each.part.tokens for each in placed])
-    positions_T = np.concatenate([each.part.positions for each in placed])
+    tokens: list[int] = []
+    positions: list[int] = []
+    spans: list[PagedSpan] = []
+    for each in placed:
+        tokens += each.part.tokens()
+        positions += each.part.positions()
+        spans += each.part.spans(each.start)
     context = PassContext(
         segments_of([(each.adapter, each.part.num_tokens) for each in placed]),
-        _attention(placed, base_model.device),
+        PagedAttention(pool, spans),
     )
     hidden_TD = base_model.hidden(
-        torch.from_numpy(tokens_T).to(base_model.device),
-        torch.from_numpy(positions_T).to(base_model.device),
+        torch.tensor(tokens, device=base_model.device),
+        torch.tensor(positions, device=base_model.device),
         context,
     )
-    outcomes = {each.part.request.request_id: PartOutcome(each.part) for each in placed}
-    draws = [draw for each in placed for draw in each.part.draws(each.start)]
-    for chunk in in_chunks(draws, LOGIT_ROWS):
-        _draw(base_model, hidden_TD, chunk, outcomes)
-    for each in placed:
-        outcomes[each.part.request.request_id].report_rows = _report(base_model, hidden_TD, each)
-    return list(outcomes.values())
-
-
-def _attention(placed: Sequence[PlacedPart], device: torch.device) -> CachedAttention:
-    prefills: list[PrefillSpan] = []
-    decodes: list[DecodeSpan] = []
-    for each in placed:
-        cache = each.part.request.cache
-        if isinstance(each.part, PrefillPart):
-            prefills.append(PrefillSpan(each.start, each.stop, cache))
-        else:
-            cache.make_room()
-            decodes.append(DecodeSpan(each.start, each.stop, cache))
-    return CachedAttention(prefills, decodes, device)
+    outcomes = [PartOutcome(each.part) for each in placed]
+    draws = [
+        (draw, outcome)
+        for each, outcome in zip(placed, outcomes, strict=True)
+        for draw in each.part.draws(each.start)
+    ]
+    for begin in range(0, len(draws), LOGIT_ROWS):
+        _draw(base_model, hidden_TD, draws[begin : begin + LOGIT_ROWS])
+    for each, outcome in zip(placed, outcomes, strict=True):
+        outcome.report_rows = _report(base_model, hidden_TD, each)
+    return outcomes
 
 
 def _draw(
-    base_model: BaseModel,
-    hidden_TD: Tensor,
-    draws: Sequence[Draw],
-    outcomes: dict[str, PartOutcome],
+    base_model: BaseModel, hidden_TD: Tensor, chunk: Sequence[tuple[Draw, PartOutcome]]
 ) -> None:
+    draws = [draw for draw, _ in chunk]
     positions_S = torch.tensor([draw.position for draw in draws], device=hidden_TD.device)
     segments = segments_of([(draw.request.adapter, 1) for draw in draws])
     logits_SV = base_model.logits(hidden_TD.index_select(0, positions_S), segments)
@@ -93,34 +85,39 @@ def _draw(
     uniforms_SK = torch.from_numpy(_uniforms(draws)).to(logits_SV.device)
     tokens_SK, logprobs_SK = choose(logits_SV, rules, uniforms_SK)
     topk = top_logprobs(logits_SV, rules, [draw.request.topk_sample_logprobs for draw in draws])
-    chosen = zip(draws, tokens_SK.tolist(), logprobs_SK.tolist(), topk, strict=True)
-    for draw, tokens, logprobs, topk_row in chosen:
-        outcome = outcomes[draw.request.request_id]
-        outcome.tokens += tokens[: len(draw.rows)]
-        outcome.logprobs += logprobs[: len(draw.rows)]
-        outcome.topk += [topk_row] * len(draw.rows)
+    chosen = zip(chunk, tokens_SK.tolist(), logprobs_SK.tolist(), topk, strict=True)
+    for (draw, outcome), tokens, logprobs, topk_row in chosen:
+        # Not strict: there are as many columns as the draw with the most rows has.
+        outcome.drawn += [
+            Drawn(row, token, logprob, topk_row)
+            for row, token, logprob in zip(draw.rows, tokens, logprobs, strict=False)
+        ]
 
 
 def _uniforms(draws: Sequence[Draw]) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     """Shapes: [S, K]; rows with fewer than K draws leave the rest at zero, unused."""
-    of_rows = [(s, k, draw, row) for s, draw in enumerate(draws) for k, row in enumerate(draw.rows)]
+    counts = [len(draw.rows) for draw in draws]
+    rows = [row for draw in draws for row in draw.rows]
     numbers = uniforms(
-        np.asarray([draw.request.seed for _, _, draw, _ in of_rows], np.uint64),
-        [row.sample_index for _, _, _, row in of_rows],
-        [len(row.tokens) for _, _, _, row in of_rows],
+        np.repeat(np.asarray([draw.request.seed for draw in draws], np.uint64), counts),
+        [row.sample_index for row in rows],
+        [len(row.tokens) for row in rows],
     )
-    uniforms_SK = np.zeros((len(draws), max(len(draw.rows) for draw in draws)))
-    uniforms_SK[[s for s, *_ in of_rows], [k for _, k, *_ in of_rows]] = numbers
+    most = max(counts)
+    if most == 1:
+        return numbers[:, None]
+    uniforms_SK = np.zeros((len(draws), most))
+    uniforms_SK[np.arange(most) < np.asarray(counts)[:, None]] = numbers
     return uniforms_SK
 
 
 def _report(base_model: BaseModel, hidden_TD: Tensor, placed: PlacedPart) -> list[ReportRows]:
     part = placed.part
-    if isinstance(part, DecodePart):
+    if isinstance(part, DecodePart) or part.request.has_prompt:
         return []
 
     def logits(hidden_SD: Tensor) -> Tensor:
         return base_model.logits(hidden_SD, [Segment(0, hidden_SD.shape[0], placed.adapter)])
 
     rows_TD = hidden_TD[placed.start : placed.stop]
-    return part.request.report.compute(rows_TD, part.first, logits)
+    return part.request.report.compute(rows_TD, part.row.num_cached, logits)

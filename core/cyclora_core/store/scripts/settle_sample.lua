@@ -5,6 +5,7 @@
 --       7 settled channel  8 request_id  9 prefilled tokens  10 sampled tokens
 --       11 metered field of the former  12 metered field of the latter  13 metered_ttl_ms
 --       14 trace entry, or ""  15 max trace entries  16 trace_ttl_ms
+--       17 cached tokens of the prompt  18 metered field of these
 -- Returns: "settled", "already" or "fenced".
 -- Atomic because the owner check must hold at the moment the result is stored: a worker that was
 -- declared dead has lost its samples to another.
@@ -23,6 +24,10 @@ if ARGV[2] == 'done' then
   redis.call('HINCRBY', KEYS[5], 'sampled_tokens', ARGV[10])
   redis.call('HINCRBY', KEYS[7], ARGV[11], ARGV[9])
   redis.call('HINCRBY', KEYS[7], ARGV[12], ARGV[10])
+  if ARGV[17] ~= '0' then
+    redis.call('HINCRBY', KEYS[5], 'cached_tokens', ARGV[17])
+    redis.call('HINCRBY', KEYS[7], ARGV[18], ARGV[17])
+  end
   redis.call('PEXPIRE', KEYS[7], ARGV[13])
 else
   redis.call('HSET', KEYS[1], 'error_message', ARGV[4], 'error_category', ARGV[5])
