@@ -130,10 +130,11 @@ def random_body(rng: np.random.Generator) -> PassBody:
     return with_prompts(body, len(lengths), int(rng.integers(0, 50)), seed)
 
 
-@pytest.mark.parametrize("shape", ["usual", "odd"])
+@pytest.mark.parametrize("shape", ["usual", "odd", "bf16"])
 def test_a_random_pack_changes_no_bit(shape: str, num_threads: int, tmp_path: Path) -> None:
     odd = {"vocab_size": 131, "hidden_size": 50, "intermediate_size": 71, "head_dim": 10}
-    base_model = load(ARCHITECTURES["qwen3"](**(odd if shape == "odd" else {})), tmp_path)
+    dtype = torch.bfloat16 if shape == "bf16" else torch.float32
+    base_model = load(ARCHITECTURES["qwen3"](**(odd if shape == "odd" else {})), tmp_path, dtype)
     rng = np.random.default_rng([num_threads, len(shape)])
     num_shared = 0
     for _ in range(12):

@@ -289,6 +289,6 @@ def _pending(entry: dict[str, Any]) -> PendingOperation:
         seq_id=entry["seq_id"],
         num_tokens=entry["num_tokens"],
         datum_tokens=entry["datum_tokens"],
-        shared_tokens=entry["shared_tokens"],
+        shared_tokens=entry.get("shared_tokens", ()),
         submitted_at_ms=entry["submitted_at_ms"],
     )
