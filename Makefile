@@ -11,13 +11,14 @@ PYTEST_ARGS ?=
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo serve test test-quick contract-all compatibility faults soak check format bench clean
+.PHONY: help venv demo serve test test-quick test-gpu contract-all compatibility faults soak check format bench clean
 
 help:
 	@echo "make demo        start everything here and let two tenants train at once (KEEP=1: leave it running)"
 	@echo "make serve       run cyclora up on the folder $(DATA)"
 	@echo "make test        every test that needs no GPU"
 	@echo "make test-quick  the same without the slow ones"
+	@echo "make test-gpu    what needs a CUDA device, and the kernels on it instead of interpreted"
 	@echo "make contract-all  the contract tests: the newest SDK, older ones, and tinker-cookbook's own loops"
 	@echo "make compatibility  write docs/compatibility.md from a run of the contract tests"
 	@echo "make faults      kill everything at every moment, and print the table of what survived"
@@ -53,6 +54,9 @@ test: $(STAMP)
 
 test-quick: $(STAMP)
 	$(BIN)/python -m pytest -m "not gpu and not slow" $(PYTEST_ARGS)
+
+test-gpu: $(STAMP)
+	TRITON_INTERPRET=0 $(BIN)/python -m pytest tests/gpu tests/workers/cuda $(PYTEST_ARGS)
 
 contract-all: $(STAMP)
 	$(BIN)/python -m pytest tests/contract tests/cookbook $(PYTEST_ARGS)

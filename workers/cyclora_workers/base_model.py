@@ -108,6 +108,11 @@ class BaseModel:
             base_model.eos_token_ids = () if eos_token_id is None else (eos_token_id,)
         return base_model
 
+    @property
+    def embedding(self) -> nn.Module:
+        """The frozen layer that tokens enter by."""
+        return self._inner.get_input_embeddings()
+
     def hidden(self, tokens_T: Tensor, positions_T: Tensor, context: PassContext) -> Tensor:
         """Final-norm hidden states of packed tokens; under autograd when gradients are enabled.
 

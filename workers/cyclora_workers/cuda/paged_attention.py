@@ -214,6 +214,7 @@ class PagedAttention:
             ),
             BLOCK_L=_KEYS_PER_ROUND,
             BLOCK_H=block_h,
+            num_stages=_num_stages(block_h * key_pool.element_size()),
         )
         if is_whole:
             return parts_PTNH[0]
@@ -258,6 +259,11 @@ class PagedAttention:
 
 def _tokens_per_tile(heads_per_group: int, *, is_decode: bool) -> int:
     return 1 if is_decode else max(1, PREFILL_QUERIES // heads_per_group)
+
+
+def _num_stages(row_bytes: int) -> int:
+    """Rounds of keys and values that are loaded ahead: as many as fit into shared memory."""
+    return max(1, min(3, 768 // row_bytes))
 
 
 def _power_of_two(number: int) -> int:
