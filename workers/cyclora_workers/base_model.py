@@ -26,8 +26,10 @@ from cyclora_workers.architecture import (
     module_group,
 )
 from cyclora_workers.attention import ATTENTION_NAME
-from cyclora_workers.context import PassContext, Segment
+from cyclora_workers.context import ROW_ALIGNMENT, PassContext, Segment
 from cyclora_workers.cuda.grouped_linear import GroupedLinears, can_group
+from cyclora_workers.fused_attention import RecordingAttention, fuse_attention
+from cyclora_workers.fused_norm import fuse_norms
 from cyclora_workers.head import Unembedding
 from cyclora_workers.logit_rule import LogitRule
 from cyclora_workers.multi_adapter_linear import MultiAdapterLinear, PassHolder, align_rows
@@ -73,6 +75,8 @@ class BaseModel:
         self._holder = PassHolder(device)
         self._inner: Any = model.get_decoder()
         self.target_modules: list[TargetModule] = _adopt_linears(model, self._inner, self._holder)
+        self._grouped: GroupedLinears | None = None
+        self._fuse()
         head = model.get_output_embeddings()
         if not isinstance(head, nn.Linear):
             raise UnsupportedModel(f"unembedding is {type(head).__name__}; need nn.Linear")
@@ -82,10 +86,21 @@ class BaseModel:
         self.target_modules.append(
             TargetModule(names[0], head.in_features, head.out_features, ModuleGroup.UNEMBED)
         )
-        self._grouped: GroupedLinears | None = None
         if can_group(device):
             self._grouped = GroupedLinears([module.name for module in self.target_modules], device)
         check_passes(self, model)
+
+    @torch.no_grad()
+    def _fuse(self) -> None:
+        """Let modules whose computation we know be computed with fewer operators."""
+        fuse_norms(self._inner)
+        plan = RecordingAttention([0, ROW_ALIGNMENT])
+        context = PassContext([Segment(0, ROW_ALIGNMENT, None)], plan)
+        positions_T = torch.arange(ROW_ALIGNMENT, device=self.device)
+        tokens_T = positions_T % self.config.vocab_size
+        fuse_attention(
+            decoder_layers(self._inner), plan, lambda: self.hidden(tokens_T, positions_T, context)
+        )
 
     @classmethod
     def load(
