@@ -24,6 +24,7 @@ from cyclora_workers.architecture import UnsupportedModel
 from cyclora_workers.base_model import BaseModel
 from cyclora_workers.engine import Engine
 from cyclora_workers.loop import Worker
+from cyclora_workers.precision import choose_dtype, cpu_has_bf16, hidden_size_of
 from cyclora_workers.sampling.sampler import Sampler
 from cyclora_workers.settings import WorkerSettings
 from cyclora_workers.sources import model_folder
@@ -72,12 +73,6 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device(wanted)
 
 
-def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    if wanted == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
-
-
 def describe(
     base_model: BaseModel, settings: WorkerSettings, folder: Path, tokenizer_files: list[str]
 ) -> BaseModelInfo:
@@ -103,13 +98,15 @@ async def serve(settings: WorkerSettings) -> None:
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
     device = choose_device(settings.device)
-    dtype = choose_dtype(settings.dtype, device)
     try:
         progress.loading("finding the base model", 0.05)
         folder = model_folder(settings.base_model_path)
         progress.loading("loading the tokenizer", 0.2)
         tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         progress.loading("loading the base model", 0.4)
+        dtype = choose_dtype(
+            settings.dtype, device, hidden_size_of(str(folder)), has_bf16=cpu_has_bf16()
+        )
         base_model = BaseModel.load(settings.base_model, folder, dtype=dtype, device=device)
     except (UserError, UnsupportedModel) as error:
         raise CannotServe(str(error)) from error

@@ -42,7 +42,8 @@ class WorkerSettings(BaseSettings):
     """Stable name of this worker's place; a new process of the name replaces the old one."""
 
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the base model: auto is bfloat16 on a GPU and float32 on a CPU."""
+    """Precision of the base model: auto is bfloat16 on a GPU, and on a CPU with instructions for it
+    when the hidden size is at least 512; otherwise float32."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto takes a GPU when there is one."""
