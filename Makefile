@@ -11,7 +11,8 @@ PYTEST_ARGS ?=
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo serve test test-quick test-gpu contract-all compatibility faults soak check format bench clean
+.PHONY: help venv demo serve test test-quick contract-all compatibility faults soak check format bench bench-quick \
+	performance test-gpu clean
 
 help:
 	@echo "make demo        start everything here and let two tenants train at once (KEEP=1: leave it running)"
@@ -24,7 +25,9 @@ help:
 	@echo "make faults      kill everything at every moment, and print the table of what survived"
 	@echo "make soak        five minutes of tenants that come and go, and what grows (SOAK_S=60: one minute)"
 	@echo "make check       formatting, lint, types, import contracts, spelling"
-	@echo "make bench       the numbers in the README"
+	@echo "make bench       all benchmarks, in full"
+	@echo "make bench-quick  the same, small, in under 3 minutes"
+	@echo "make performance  all benchmarks, written into docs/performance.md and README"
 
 venv: $(STAMP)
 
@@ -86,6 +89,12 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/run.py
+
+bench-quick: $(STAMP)
+	$(BIN)/python benchmarks/run.py --quick
+
+performance: $(STAMP)
+	$(BIN)/python benchmarks/run.py --write
 
 # Keeps .venv and the data folder: neither can be made again in a moment.
 clean:

@@ -28,7 +28,11 @@ main()
 
 @contextlib.contextmanager
 def running(
-    folder: Path, *, is_durable: bool = True, settings: Mapping[str, str] | None = None
+    folder: Path,
+    *,
+    is_durable: bool = True,
+    settings: Mapping[str, str] | None = None,
+    arguments: Sequence[str] = (),
 ) -> Generator[Mapping[str, Any]]:
     """Run ``cyclora up``; gives what it reports when it is ready.
 
@@ -39,11 +43,11 @@ def running(
     environment |= settings or {}
     if not is_durable:
         environment["CYCLORA_MAX_REPLAY_S"] = "1e9"
-    arguments = ["up", "--json", "--port", "0", "--data", str(folder)]
+    command = ["up", "--json", "--port", "0", "--data", str(folder), *arguments]
     with (
         (folder.parent / f"{folder.name}.stderr").open("w") as errors,
         subprocess.Popen(
-            [sys.executable, *program, *arguments],
+            [sys.executable, *program, *command],
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,

@@ -1,157 +1,149 @@
-"""Trained tokens per second: all tenants packed, against one tenant after another.
+"""Trained tokens per second of the engine, beside peft, itself without adapters, and the bound.
 
-Three ways to run one step (forward_backward and optimizer step) of every tenant, interleaved in
-one process, medians over the rounds:
-
-- packed: our engine, the data of all tenants in shared passes;
-- one by one: our engine, one tenant per pass;
-- peft: transformers + peft, set_adapter, each tenant's data padded to a batch.
+docs/performance.md says what each of them computes. All of them take turns in one process.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from machine import caption, table
-from peft import LoraConfig as PeftConfig
-from peft import get_peft_model
-from rich.progress import track
-from transformers import AutoModelForCausalLM
+from bounds import MatrixProducts
+from machine import Aim, Plot, aims_table, caption, table
+from rounds import Rounds, interleaved
+from shapes import SHAPES, TINY, Shape
+from with_peft import best_dtype, peft_step
+from work import (
+    MAX_TOKENS,
+    MAX_TOKENS_PER_MICROBATCH,
+    MIN_TOKENS,
+    bare_pass,
+    dealt,
+    engine_step,
+    num_tokens,
+    random_data,
+    ranks,
+)
 
-from cyclora_core.operations import Datum, LoraConfig, OptimStepBody, PassBody
-from cyclora_workers import tiny_chat
-from cyclora_workers.adapter import AdapterState
 from cyclora_workers.base_model import BaseModel
-from cyclora_workers.optimizer import optimizer_step
-from cyclora_workers.passes import PackedPasses, PassItem
 
-RANKS = (8, 16, 32)
-DATA_PER_TENANT = 4
-
-
-def bodies(num_tenants: int, vocab_size: int) -> list[PassBody]:
-    """Ragged data of 32 to 256 tokens, other for each tenant."""
-    rng = np.random.default_rng(num_tenants)
-    made: list[PassBody] = []
-    for _ in range(num_tenants):
-        data: list[Datum] = []
-        for length in rng.integers(32, 257, DATA_PER_TENANT):
-            ids = rng.integers(0, vocab_size, length + 1)
-            inputs = {"target_tokens": ids[1:], "weights": np.ones(length, np.float32)}
-            data.append(Datum(ids[:-1].astype(np.int32), inputs))
-        made.append(PassBody("cross_entropy", {}, data))
-    return made
+CASES = ((1, 4), (4, 4), (16, 4), (64, 1))
+"""Tenants, and data of each."""
+QUICK_CASES = ((4, 4), (16, 4))
+HEADER = [
+    "tenants x data",
+    "tokens",
+    "ours",
+    "peft",
+    "no adapter",
+    "bound",
+    "ours / peft",
+    "ours / no adapter",
+    "ours / bound",
+    "spread",
+]
 
 
-def ours(base_model: BaseModel, work: list[PassBody], *, is_packed: bool) -> Callable[[], None]:
-    states = [
-        AdapterState.create(base_model, LoraConfig(RANKS[i % 3], seed=i)) for i in range(len(work))
-    ]
-    items = [
-        PassItem(f"r{i}", state, body, True)
-        for i, (state, body) in enumerate(zip(states, work, strict=True))
-    ]
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Tenants that each train on as many data."""
 
-    def step() -> None:
-        groups = [items] if is_packed else [[item] for item in items]
-        for group in groups:
-            for _ in PackedPasses(base_model, group, max_tokens_per_microbatch=4096):
-                pass
-            for item in group:
-                optimizer_step(item.adapter, OptimStepBody())
+    num_tenants: int
+    num_data: int
+    num_tokens: int
+    bound_flops: int
+    rounds: Rounds
 
-    return step
+    def row(self) -> list[str]:
+        ways = ("ours", "peft", "no adapter", "bound")
+        speeds = [f"{self.rounds.per_s(way, self.num_tokens):,.0f}" for way in ways]
+        ratios = [self.rounds.speedup_range("ours", "peft")]
+        ratios += [f"{self.rounds.speedup('ours', way):.2f}" for way in ways[2:]]
+        name = f"{self.num_tenants} x {self.num_data}"
+        return [name, f"{self.num_tokens:,}", *speeds, *ratios, f"{self.rounds.spread('ours'):.0%}"]
 
 
-def with_peft(folder: Path, work: list[PassBody], dtype: torch.dtype) -> Callable[[], None]:
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    for i in range(len(work)):
-        config = PeftConfig(r=RANKS[i % 3], lora_alpha=32, target_modules=targets)
-        if i == 0:
-            model = get_peft_model(model, config, adapter_name="t0")
-        else:
-            model.add_adapter(f"t{i}", config)
-    optimizers: list[torch.optim.Optimizer] = []
-    batches: list[tuple[torch.Tensor, torch.Tensor]] = []
-    for i, body in enumerate(work):
-        model.set_adapter(f"t{i}")
-        trained = [p for p in model.parameters() if p.requires_grad]
-        optimizers.append(torch.optim.AdamW(trained, lr=1e-4, betas=(0.9, 0.95), eps=1e-12))
-        longest = max(len(datum.tokens) for datum in body.data)
-        tokens = torch.zeros(len(body.data), longest, dtype=torch.int64)
-        targets_ = torch.full((len(body.data), longest), -100)
-        for row, datum in enumerate(body.data):
-            length = len(datum.tokens)
-            tokens[row, :length] = torch.from_numpy(datum.tokens.astype(np.int64))
-            targets_[row, :length] = torch.from_numpy(datum.loss_fn_inputs["target_tokens"])
-        batches.append((tokens, targets_))
+def measure(
+    base_model: BaseModel,
+    folder: Path,
+    peft_dtype: torch.dtype,
+    case: tuple[int, int],
+    num_rounds: int,
+) -> Case:
+    num_tenants, num_data = case
+    data = random_data(num_tenants * num_data, base_model.vocab_size)
+    work = dealt(data, num_tenants)
+    total = num_tokens(work)
+    bound = MatrixProducts(base_model, total, MAX_TOKENS_PER_MICROBATCH)
+    ways = {
+        "ours": engine_step(base_model, work),
+        "peft": peft_step(folder, work, ranks(num_tenants), peft_dtype),
+        "no adapter": bare_pass(base_model, work),
+        "bound": bound,
+    }
+    if num_tenants == 64:
+        ways["one tenant"] = engine_step(base_model, dealt(data, 1))
+    description = f"{base_model.name}, {base_model.dtype}, {num_tenants} tenants"
+    return Case(*case, total, bound.flops, interleaved(ways, num_rounds, description))
 
-    def step() -> None:
-        for i, (tokens, targets_) in enumerate(batches):
-            model.set_adapter(f"t{i}")
-            logits = model(input_ids=tokens, attention_mask=(targets_ != -100).long()).logits
-            loss = torch.nn.functional.cross_entropy(
-                logits.float().flatten(0, 1), targets_.flatten(), reduction="sum"
-            )
-            loss.backward()
-            optimizers[i].step()
-            optimizers[i].zero_grad()
 
-    return step
+def report(
+    shape: Shape, dtype_name: str, peft_dtype: torch.dtype, cases: list[Case]
+) -> tuple[str, list[Aim]]:
+    """A captioned table, and what it says of the aims."""
+    gflops = max(c.bound_flops / c.rounds.median_s("bound") for c in cases) / 1e9
+    what = (
+        f"**{shape.name}, {dtype_name}.** Trained tokens/s; lora_rank 8, 16, 32 in turn, data of "
+        f"{MIN_TOKENS} to {MAX_TOKENS} tokens; vocabulary {shape.vocab_size}; peft in "
+        f"{str(peft_dtype).removeprefix('torch.')}; the bound at up to {gflops:,.0f} GFLOP/s; "
+        f"{len(cases[0].rounds.seconds['ours'])} rounds"
+    )
+    where = f"{shape.name}, {dtype_name}"
+    aims: list[Aim] = []
+    for case in cases:
+        if case.num_tenants == 16:
+            found = {way: case.rounds.speedup("ours", way) for way in ("peft", "no adapter")}
+            aims.append(Aim("16 tenants over transformers + peft", where, 2.5, found["peft"]))
+            aims.append(Aim("16 tenants over no adapter", where, 0.8, found["no adapter"]))
+            if dtype_name == "bfloat16" and shape is not TINY:
+                share = case.rounds.speedup("ours", "bound")
+                aims.append(Aim("16 tenants over the matrix-rate bound", where, 0.5, share))
+        if case.num_tenants == 64:
+            same = case.rounds.speedup("ours", "one tenant")
+            aims.append(Aim("64 tenants over 1 with the same tokens", where, 0.9, same))
+    plot = Plot(where, HEADER[0], HEADER[2:6])
+    return f"{caption(what)}\n\n{table(HEADER, [c.row() for c in cases], plot)}\n", aims
 
 
 def main() -> None:
+    names = [shape.name for shape in SHAPES]
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tenants", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--quick", action="store_true", help="the smallest shape, in bfloat16")
+    parser.add_argument("--shapes", nargs="+", choices=names, default=names)
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     options = parser.parse_args()
-    dtype = getattr(torch, options.dtype)
-    folder = tiny_chat.model_dir()
-    base_model = BaseModel.load(
-        tiny_chat.MODEL_NAME, folder, dtype=dtype, device=torch.device("cpu")
-    )
-    rows: list[list[str]] = []
-    for num_tenants in options.tenants:
-        work = bodies(num_tenants, base_model.vocab_size)
-        num_tokens = sum(len(datum.tokens) for body in work for datum in body.data)
-        ways = {
-            "packed": ours(base_model, work, is_packed=True),
-            "one by one": ours(base_model, work, is_packed=False),
-            "peft": with_peft(folder, work, dtype),
-        }
-        seconds: dict[str, list[float]] = {name: [] for name in ways}
-        for way in ways.values():
-            way()
-        for _ in track(range(options.rounds), description=f"{num_tenants} tenants"):
-            for name, way in ways.items():
-                started = time.perf_counter()
-                way()
-                seconds[name].append(time.perf_counter() - started)
-        speed = {name: num_tokens / statistics.median(each) for name, each in seconds.items()}
-        rows.append(
-            [
-                str(num_tenants),
-                *(f"{speed[name]:,.0f}" for name in ways),
-                f"{speed['packed'] / speed['one by one']:.2f}",
-                f"{speed['packed'] / speed['peft']:.2f}",
-            ]
-        )
-    what = (
-        f"Trained tokens/s, one step of every tenant, {tiny_chat.MODEL_NAME} in {options.dtype}, "
-        f"lora_rank 8/16/32, {DATA_PER_TENANT} data of 32 to 256 tokens each"
-    )
-    print(caption(what))
-    header = ["tenants", "packed", "one by one", "peft", "packed / one by one", "packed / peft"]
-    print(table(header, rows))
+    cases, num_rounds = (QUICK_CASES, 2) if options.quick else (CASES, options.rounds)
+    shapes = [TINY] if options.quick else [s for s in SHAPES if s.name in options.shapes]
+    dtype_names: list[str] = ["bfloat16"] if options.quick else options.dtypes
+    aims: list[Aim] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for shape in shapes:
+            folder = shape.folder(Path(scratch))
+            probe = dealt(random_data(16, shape.vocab_size), 4)
+            peft_dtype = best_dtype(folder, probe, ranks(4))
+            for dtype_name in dtype_names:
+                dtype = getattr(torch, dtype_name)
+                device = torch.device("cpu")
+                base_model = BaseModel.load(shape.name, folder, dtype=dtype, device=device)
+                found = [measure(base_model, folder, peft_dtype, c, num_rounds) for c in cases]
+                text, met = report(shape, dtype_name, peft_dtype, found)
+                print(text, flush=True)
+                aims += met
+    print(aims_table(aims))
 
 
 if __name__ == "__main__":
