@@ -11,7 +11,7 @@ _EXTERNAL_SINCE = (0, 29)
 _VERSION_RE = re.compile(r"(\d{1,6})\.(\d{1,6})\b")
 
 
-def knows_external(
+async def knows_external(
     version: Annotated[str | None, Header(alias="X-Stainless-Package-Version")] = None,
 ) -> bool:
     """Whether the client can read checkpoints of the type ``external``.

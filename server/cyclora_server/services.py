@@ -32,7 +32,8 @@ class Services:
     background: Background
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:
+    # FastAPI would take a plain function to another thread and back, for every request.
     return request.app.state.services
 
 

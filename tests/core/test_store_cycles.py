@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
+from redis.asyncio.connection import AbstractConnection
 
 from core.builders import BASE_MODEL, add_worker, model_id, sample, submission, submit
 from core.test_store_operations import CREATE, PASS, assign, gathered, settle
@@ -165,6 +167,34 @@ async def test_nothing_a_buried_worker_says_brings_it_back(store: Store) -> None
 
     assert not await store.workers.renew("worker-1", 30)
     assert [status.worker_id for status in await store.workers.list()] == ["worker-2"]
+
+
+async def test_listing_workers_asks_the_store_as_often_for_many_as_for_one(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scheduler lists them at every look; asked one by one, many would make it slow."""
+    num_sent = 0
+    send = AbstractConnection.send_packed_command
+
+    async def counted(self: AbstractConnection, *args: Any, **kwargs: Any) -> None:
+        nonlocal num_sent
+        num_sent += 1
+        await send(self, *args, **kwargs)
+
+    monkeypatch.setattr(AbstractConnection, "send_packed_command", counted)
+    await add_worker(store, "worker-1", "one")
+    num_sent = 0
+    await store.workers.list()
+    num_sent_for_one = num_sent
+    for i in range(2, 6):
+        await add_worker(store, f"worker-{i}", f"name-{i}")
+    num_sent = 0
+    found = await store.workers.list()
+
+    assert [status.worker_id for status in found if status.is_alive] == [
+        f"worker-{i}" for i in range(1, 6)
+    ]
+    assert num_sent == num_sent_for_one == 2
 
 
 async def test_a_model_dispatched_from_an_outdated_look_is_stale(store: Store) -> None:

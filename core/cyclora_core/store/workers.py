@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cyclora_core import codec
@@ -143,20 +143,26 @@ class Workers:
         await self._connection.run("report", keys, [codec.dump(stats)])
 
     async def list(self) -> list[WorkerStatus]:
+        """All workers that are registered, in two round trips however many there are."""
         ids = sorted(row.decode() for row in await self._redis.smembers(self._keys.workers()))
-        found = [await self._status(worker_id) for worker_id in ids]
-        return [status for status in found if status is not None]
+        if not ids:
+            return []
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for worker_id in ids:
+                pipe.hgetall(self._keys.worker(worker_id))
+                pipe.exists(self._keys.worker_lease(worker_id))
+            rows = await pipe.execute()
+        found = zip(ids, rows[::2], rows[1::2], strict=True)
+        return [_status(worker_id, as_dict(row), bool(n)) for worker_id, row, n in found if row]
 
-    async def _status(self, worker_id: str) -> WorkerStatus | None:
-        fields = as_dict(await self._redis.hgetall(self._keys.worker(worker_id)))
-        if not fields:
-            return None
-        stats: dict[str, Any] = json.loads(fields["stats"])
-        return WorkerStatus(
-            worker_id=worker_id,
-            base_model=fields["base_model"],
-            registered_at_ms=int(fields["registered_at_ms"]),
-            is_alive=bool(await self._redis.exists(self._keys.worker_lease(worker_id))),
-            cycle_id=int(fields["cycle_id"]) if fields["cycle_id"] else None,
-            info={"name": fields["name"], **stats},
-        )
+
+def _status(worker_id: str, fields: Mapping[str, str], is_alive: bool) -> WorkerStatus:
+    stats: dict[str, Any] = json.loads(fields["stats"])
+    return WorkerStatus(
+        worker_id=worker_id,
+        base_model=fields["base_model"],
+        registered_at_ms=int(fields["registered_at_ms"]),
+        is_alive=is_alive,
+        cycle_id=int(fields["cycle_id"]) if fields["cycle_id"] else None,
+        info={"name": fields["name"], **stats},
+    )
