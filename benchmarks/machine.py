@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ def caption(what: str, *, num_threads: int | None = None) -> str:
         num_threads = _torch().get_num_threads()
     wait = os.environ.get("OMP_WAIT_POLICY", "active")
     versions = [f"{name} {found}" for name in _PACKAGES if (found := _version(name))]
-    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     return (
         f"{what}. {processor()}; {num_threads} OMP threads, which wait {wait}ly, "
         f"load {os.getloadavg()[0]:.1f}; {', '.join(versions)}, Python "
@@ -116,7 +117,7 @@ class Aim:
 
     def row(self) -> list[str]:
         sign = "at most" if self.is_bound_above else "at least"
-        measured = f"{self.measured:,.0f}" if abs(self.measured) >= 100 else f"{self.measured:.2f}"
+        measured = f"{self.measured:,.0f}" if abs(self.measured) >= 100 else f"{self.measured:.3g}"
         return [
             self.name,
             self.where,

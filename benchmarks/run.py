@@ -27,12 +27,10 @@ from pathlib import Path
 from plots import draw
 from report import Report, aims, aims_in_short, fill
 
-BENCHMARKS = ("train", "grpo", "sample", "server", "memory", "gpu")
+BENCHMARKS = ("train", "grpo", "sample", "handover", "server", "memory", "gpu")
 _PROCESSES = ("core", "server", "scheduler", "workers", "client")
 _HERE = Path(__file__).resolve().parent
 _ROOT = _HERE.parent
-_PAGE = _ROOT / "docs" / "performance.md"
-_KEPT = _ROOT / "docs" / "performance"
 
 
 def run(name: str, arguments: Sequence[str]) -> Report | None:
@@ -55,39 +53,51 @@ def run(name: str, arguments: Sequence[str]) -> Report | None:
     return Report.parse(name, round(seconds), done.stdout)
 
 
-def write(report: Report) -> None:
+def write(report: Report, root: Path = _ROOT) -> None:
     """Keep a report as data."""
-    _KEPT.mkdir(exist_ok=True)
+    folder = _kept(root)
+    folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report.to_json(), indent=1, ensure_ascii=False)
-    (_KEPT / f"{report.name}.json").write_text(text + "\n")
+    (folder / f"{report.name}.json").write_text(text + "\n")
 
 
-def render() -> None:
+def render(root: Path = _ROOT) -> None:
     """Write the pages from what is kept."""
+    folder = _kept(root)
     reports = [
         Report.from_json(json.loads(path.read_text()))
         for name in BENCHMARKS
-        if (path := _KEPT / f"{name}.json").exists()
+        if (path := folder / f"{name}.json").exists()
     ]
-    page = _PAGE.read_text()
+    page_file, readme = root / "docs" / "performance.md", root / "README.md"
+    page = page_file.read_text()
     for report in reports:
         text = f"{report.markdown()}\n\nThe run took {report.seconds:.0f} s."
-        if draw(report, _KEPT / f"{report.name}.svg"):
+        if draw(report, folder / f"{report.name}.svg"):
             text = f"![{report.name}](performance/{report.name}.svg)\n\n{text}"
         page = fill(page, report.name, text)
-    _PAGE.write_text(fill(page, "aims", aims(reports)))
-    readme = _ROOT / "README.md"
+    page_file.write_text(fill(page, "aims", aims(reports)))
     readme.write_text(fill(readme.read_text(), "aims", aims_in_short(reports)))
 
 
-def _can_run(name: str) -> bool:
+def _kept(root: Path) -> Path:
+    return root / "docs" / "performance"
+
+
+def _can_run(name: str, is_quick: bool) -> bool:
+    script = _HERE / f"{name}.py"
+    if not script.exists():
+        return False
+    if is_quick and '"--quick"' not in script.read_text():
+        print(f"== {name}: left out, it has no --quick", file=sys.stderr)
+        return False
     if name == "gpu":
         import torch
 
         if not torch.cuda.is_available():
             print("== gpu: no CUDA device here", file=sys.stderr)
             return False
-    return (_HERE / f"{name}.py").exists()
+    return True
 
 
 def main() -> None:
@@ -101,7 +111,9 @@ def main() -> None:
         render()
         return
     failed: list[str] = []
-    for name in filter(_can_run, options.only):
+    for name in options.only:
+        if not _can_run(name, options.quick):
+            continue
         report = run(name, ["--quick"] if options.quick else [])
         if report is None:
             failed.append(name)

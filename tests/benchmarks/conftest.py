@@ -11,7 +11,7 @@ from pathlib import Path
 
 _FOLDER = Path(__file__).parents[2] / "benchmarks"
 # Each after those that it imports.
-_MODULES = ("machine", "rounds", "report", "plots", "shapes", "work", "bounds")
+_MODULES = ("machine", "rounds", "report", "plots", "shapes", "work", "bounds", "run")
 
 for _name in _MODULES:
     _spec = importlib.util.spec_from_file_location(_name, _FOLDER / f"{_name}.py")

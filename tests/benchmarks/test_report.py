@@ -62,14 +62,14 @@ def test_the_page_shows_the_aims_of_all_reports_in_one_place() -> None:
 
 def test_the_short_form_gives_the_range_and_how_often_an_aim_was_met() -> None:
     assert aims_in_short([parsed()]).splitlines()[-1] == (
-        "| over peft | at least 2.5 | 2.00 to 3.00 | 1 of 2 |"
+        "| over peft | at least 2.5 | 2 to 3 | 1 of 2 |"
     )
 
 
 def test_an_aim_that_bounds_from_above_is_missed_above_it() -> None:
     aim = Aim("a lone tiny step", "tiny", 20, 21.5, is_bound_above=True, unit=" ms")
 
-    assert aim.row() == ["a lone tiny step", "tiny", "at most 20 ms", "21.50 ms", "no"]
+    assert aim.row() == ["a lone tiny step", "tiny", "at most 20 ms", "21.5 ms", "no"]
 
 
 def test_a_page_keeps_what_stands_around_a_place() -> None:
