@@ -217,57 +217,44 @@ class PagedAttention:
         calls: list[_Call] = []
         results: dict[int, list[int]] = {tile.start: [] for tile in tiles}
         end = 0
-        for num_queries, parts in shared.items():
-            for _, seeing in parts:
-                for tile in seeing:
-                    results[tile.start].append(end)
-                    end += tile.num_queries
-            queries = [_queries(seeing) for _, seeing in parts]
-            first_keys = [key[0] * PART_TOKENS for key, _ in parts]
-            blocks = [block for key, _ in parts for block in key[1:]]
-            calls.append(
-                self._made_call(
-                    np.concatenate([places for places, _ in queries]),
-                    np.stack([positions for _, positions in queries]),
-                    np.asarray(first_keys),
-                    blocks,
-                    PART_TOKENS,
-                    sliding_window,
-                    num_groups,
-                )
-            )
-            assert num_queries == calls[-1].queries.shape[0] // calls[-1].num_tiles
-        for (_, num_keys), alike in last_parts.items():
-            for tile in alike:
+
+        def add(
+            seeing: Sequence[_Tile], parts: Sequence[int], blocks: list[int], num_keys: int
+        ) -> None:
+            nonlocal end
+            for tile in seeing:
                 results[tile.start].append(end)
                 end += tile.num_queries
-            queries = [_queries([tile]) for tile in alike]
-            blocks = [block for tile in alike for block in _last_blocks(tile, num_keys)]
+            first_keys = np.asarray(parts, np.int64) * PART_TOKENS
             calls.append(
-                self._made_call(
-                    np.concatenate([places for places, _ in queries]),
-                    np.stack([positions for _, positions in queries]),
-                    np.asarray([tile.part * PART_TOKENS for tile in alike]),
-                    blocks,
-                    num_keys,
-                    sliding_window,
-                    num_groups,
-                )
+                self._made_call(seeing, first_keys, blocks, num_keys, sliding_window, num_groups)
             )
+
+        for alike in shared.values():
+            add(
+                [tile for _, seeing in alike for tile in seeing],
+                [key[0] for key, _ in alike],
+                [block for key, _ in alike for block in key[1:]],
+                PART_TOKENS,
+            )
+        for (_, num_keys), seeing in last_parts.items():
+            blocks = [block for tile in seeing for block in _last_blocks(tile, num_keys)]
+            add(seeing, [tile.part for tile in seeing], blocks, num_keys)
         return _Round(calls, self._joins(tiles, results))
 
     def _made_call(
         self,
-        queries: Array,
-        positions_CQ: Array,
+        seeing: Sequence[_Tile],
         first_keys_C: Array,
         blocks: Sequence[int],
         num_keys: int,
         sliding_window: int | None,
         num_groups: int,
     ) -> _Call:
-        keys_C1K = first_keys_C[:, None, None] + np.arange(num_keys)
-        distance_CQK = positions_CQ[:, :, None] - keys_C1K
+        """A call for the queries of ``seeing``, equally many for each of the C parts of keys."""
+        queries, positions = _queries(seeing)
+        positions_CQ = positions.reshape(len(first_keys_C), -1)
+        distance_CQK = (positions_CQ - first_keys_C[:, None])[:, :, None] - np.arange(num_keys)
         hidden_CQK = distance_CQK < 0
         if sliding_window is not None:
             hidden_CQK |= distance_CQK >= sliding_window
