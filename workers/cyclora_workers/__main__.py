@@ -20,6 +20,7 @@ from cyclora_core.logs import configure_logs
 from cyclora_core.storage import Storage
 from cyclora_core.store import Store
 from cyclora_core.types import BaseModelInfo
+from cyclora_workers.activation_memory import measure_activation_memory
 from cyclora_workers.architecture import UnsupportedModel
 from cyclora_workers.base_model import BaseModel
 from cyclora_workers.engine import Engine
@@ -116,10 +117,19 @@ async def serve(settings: WorkerSettings) -> None:
         base_model, settings, folder, storage.put_tokenizer(settings.base_model, folder)
     )
     sampler = Sampler(base_model, max_kv_tokens=settings.max_kv_tokens, detokenize=tokenizer.decode)
+    memory = measure_activation_memory(base_model)
+    max_tokens = settings.max_tokens_per_microbatch or memory.microbatch_tokens(device)
+    _log.info(
+        "activation memory measured",
+        bytes_per_token=round(memory.bytes_per_token),
+        max_kept_tokens=memory.max_tokens,
+        max_tokens_per_microbatch=max_tokens,
+    )
     engine = Engine(
         base_model,
         sampler,
-        max_tokens_per_microbatch=settings.max_tokens_per_microbatch,
+        max_tokens_per_microbatch=max_tokens,
+        max_kept_tokens=memory.max_tokens,
         decode_steps_per_microbatch=settings.decode_steps_per_microbatch,
         max_cached_samplers=settings.max_cached_samplers,
     )

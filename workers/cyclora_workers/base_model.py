@@ -33,6 +33,7 @@ from cyclora_workers.fused_norm import fuse_norms
 from cyclora_workers.head import Unembedding
 from cyclora_workers.logit_rule import LogitRule
 from cyclora_workers.multi_adapter_linear import MultiAdapterLinear, PassHolder, align_rows
+from cyclora_workers.recompute import make_recomputable
 
 
 class BaseModel:
@@ -67,6 +68,7 @@ class BaseModel:
         self.max_context_length: int = config.max_position_embeddings
         self.eos_token_ids: tuple[int, ...] = eos_token_ids(model)
         self.num_parameters: int = sum(p.numel() for p in model.parameters())
+        self.frozen: Sequence[Tensor] = [*model.parameters(), *model.buffers()]
 
         model.requires_grad_(False).eval()
         if device.type == "cpu":
@@ -77,6 +79,7 @@ class BaseModel:
         self.target_modules: list[TargetModule] = _adopt_linears(model, self._inner, self._holder)
         self._grouped: GroupedLinears | None = None
         self._fuse()
+        make_recomputable(decoder_layers(self._inner), self._holder)
         head = model.get_output_embeddings()
         if not isinstance(head, nn.Linear):
             raise UnsupportedModel(f"unembedding is {type(head).__name__}; need nn.Linear")

@@ -66,3 +66,5 @@ class PassContext:
     attention: AttentionPlan
     segment_table: SegmentTable | None = None
     """The segments on the device, where the linear layers are to take them all at once."""
+    is_recomputed: bool = False
+    """Whether the backward pass computes each layer again, to save the memory of what it kept."""

@@ -83,6 +83,7 @@ class Engine:
         max_tokens_per_microbatch: int,
         decode_steps_per_microbatch: int,
         max_cached_samplers: int,
+        max_kept_tokens: int | None = None,
     ) -> None:
         self.base_model = base_model
         self.sampler = sampler
@@ -90,6 +91,7 @@ class Engine:
         self._max_tokens_per_microbatch = max_tokens_per_microbatch
         self._decode_steps_per_microbatch = decode_steps_per_microbatch
         self._max_cached_samplers = max_cached_samplers
+        self._max_kept_tokens = max_kept_tokens
         self._adapters: dict[str, AdapterState] = {}
         self._parts: dict[str, _Part] = {}
         self._sampler_weights: OrderedDict[Path, AdapterWeights] = OrderedDict()
@@ -228,8 +230,8 @@ class Engine:
             self._parts.pop(one.request_id, None)
         try:
             self._part_of(one)
-            # Block by block: what did not fit into memory packed may fit alone.
-            packed = self._packed([one], max_tokens_per_microbatch=1)
+            # Block by block, and layer by layer: what did not fit into memory packed may fit alone.
+            packed = self._packed([one], max_tokens_per_microbatch=1, max_kept_tokens=0)
             for _ in packed:
                 pass
             request_id = one.request_id
@@ -243,7 +245,10 @@ class Engine:
             return error
 
     def _packed(
-        self, passes: Sequence[Pass], max_tokens_per_microbatch: int | None = None
+        self,
+        passes: Sequence[Pass],
+        max_tokens_per_microbatch: int | None = None,
+        max_kept_tokens: int | None = None,
     ) -> PackedPasses:
         items = [
             PassItem(
@@ -257,7 +262,14 @@ class Engine:
             for each in passes
         ]
         max_tokens = max_tokens_per_microbatch or self._max_tokens_per_microbatch
-        return PackedPasses(self.base_model, items, max_tokens_per_microbatch=max_tokens)
+        if max_kept_tokens is None:
+            max_kept_tokens = self._max_kept_tokens
+        return PackedPasses(
+            self.base_model,
+            items,
+            max_tokens_per_microbatch=max_tokens,
+            max_kept_tokens=max_kept_tokens,
+        )
 
     def _part_of(self, one: Pass) -> _Part:
         """The record of a pass in progress; a first part begins a new one.

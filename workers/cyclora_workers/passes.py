@@ -73,6 +73,7 @@ class PackedPasses(Iterator[int]):
         max_block_tokens: int = MAX_BLOCK_TOKENS,
         head_chunk_rows: int = HEAD_CHUNK_ROWS,
         shares_prefixes: bool = True,
+        max_kept_tokens: int | None = None,
     ) -> None:
         """Plan the microbatches.
 
@@ -86,12 +87,15 @@ class PackedPasses(Iterator[int]):
             head_chunk_rows: Bound on the rows whose logits exist at one time; likewise.
             shares_prefixes: Whether data of a block that begin alike compute that once. False is
                 for comparisons only: the scheduler cuts operations as if they did.
+            max_kept_tokens: A microbatch of more computes its layers again in the backward pass
+                in place of keeping their activations; None keeps them always.
 
         Raises:
             UserError: the body of an item is not acceptable; ``check_pass`` tells beforehand.
         """
         self._base_model = base_model
         self._head_chunk_rows = head_chunk_rows
+        self._max_kept_tokens = max_kept_tokens
         self._marks: dict[AdapterState, GradientMark] = {}
         self._progress: dict[str, Progress] = {}
         blocks: dict[bool, list[Block]] = {True: [], False: []}
@@ -164,7 +168,9 @@ class PackedPasses(Iterator[int]):
             dtype=self._base_model.dtype,
             head_size=self._base_model.head_size,
         )
-        context = PassContext(segments, attention)
+        num_rows = sum(tree.num_rows for tree in trees)
+        is_recomputed = self._max_kept_tokens is not None and num_rows > self._max_kept_tokens
+        context = PassContext(segments, attention, is_recomputed=is_recomputed)
 
         hidden_TD = self._base_model.hidden(
             to_device(tokens_T, device), to_device(positions_T, device), context

@@ -58,9 +58,13 @@ class WorkerSettings(BaseSettings):
     max_context_length: int = Field(default=0, ge=0)
     """Longest sequence in tokens; 0 takes the base model's own bound."""
 
-    max_tokens_per_microbatch: int = Field(default=4096, ge=1)
+    max_tokens_per_microbatch: int = Field(default=0, ge=0)
     """Tokens of one packed forward and backward. More needs more memory for activations; fewer
-    pays the overhead of a pass more often."""
+    pays the overhead of a pass more often.
+
+    0 chooses at the start, from what a token was measured to need and half of the free memory. In
+    either case a microbatch that needs more than that half computes its layers a second time.
+    """
 
     max_kv_tokens: int = Field(default=65_536, ge=16)
     """Tokens of KV cache shared by all running samples and known prefixes; the rest wait. More
