@@ -70,6 +70,7 @@ class Harness:
         max_replay_s: float = 1000.0,
         max_kv_tokens: int = 10_000,
         max_adapter_bytes: int = 2**40,
+        max_host_adapter_bytes: int = 2**30,
     ) -> Worker:
         """A new process of the one worker: an earlier one counts as dead from now on."""
         base = self.base_model
@@ -93,6 +94,7 @@ class Harness:
             lease_s=30.0,
             max_replay_s=max_replay_s,
             max_adapter_bytes=max_adapter_bytes,
+            max_host_adapter_bytes=max_host_adapter_bytes,
             drain_s=10.0,
         )
         self.workers.append(worker)

@@ -149,6 +149,7 @@ async def serve(settings: WorkerSettings) -> None:
         lease_s=settings.lease_s,
         max_replay_s=settings.max_replay_s,
         max_adapter_bytes=settings.max_adapter_bytes,
+        max_host_adapter_bytes=settings.max_host_adapter_bytes,
         drain_s=settings.drain_s,
     )
     stopping = asyncio.Event()

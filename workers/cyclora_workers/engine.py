@@ -26,7 +26,7 @@ from cyclora_core.optimizers import OptimizerType
 from cyclora_core.payload import Array
 from cyclora_core.samples import SampleBody
 from cyclora_core.types import DatumRange
-from cyclora_workers import checkpoint, snapshot
+from cyclora_workers import checkpoint
 from cyclora_workers.adapter import AdapterState, AdapterWeights, FrozenWeights, GradientMark
 from cyclora_workers.base_model import BaseModel
 from cyclora_workers.metric_terms import MetricTerms, joined, reduced
@@ -170,15 +170,16 @@ class Engine:
         """A copy of a model's complete state, which further training leaves as it is."""
         return self._adapter(model_id).export_tensors()
 
-    def read_snapshot(
+    def import_state(
         self,
         model_id: str,
         lora: LoraConfig,
-        folder: Path,
+        tensors: Mapping[str, Tensor],
         optimizer_type: OptimizerType = OptimizerType.ADAMW,
     ) -> None:
+        """Inverse of ``export_state``."""
         state = AdapterState.empty(self.base_model, lora, optimizer_type)
-        snapshot.read(state, folder)
+        state.import_tensors(tensors)
         self._adapters[model_id] = state
 
     def optim_step(

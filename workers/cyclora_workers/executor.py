@@ -96,10 +96,12 @@ class Executor:
         """Run one cycle to its end; samples are only admitted and finish when they finish."""
         started_s = time.perf_counter()
         await self._samples.admit(cycle)
+        await self._keeper.expect(cycle.models)
         prepared = [await self._prepare(model, cycle) for model in cycle.models]
         runs = [run for run in prepared if run is not None]
         for run in runs:
             await self._run_steps(run, run.before)
+        await self._keeper.look_ahead(cycle.base_model)
         await self._run_passes([run for run in runs if not run.is_fenced])
         for run in runs:
             await self._run_steps(run, run.after)

@@ -23,6 +23,7 @@ from cyclora_core.store.checkpoints import CheckpointFiles
 from cyclora_workers.adapter import FrozenWeights
 from cyclora_workers.checkpoint import is_complete
 from cyclora_workers.engine import Engine
+from cyclora_workers.host_states import HostStates
 from cyclora_workers.replay import InThread, Replay
 
 MAX_UNWRITTEN = 64
@@ -111,9 +112,9 @@ class HandOver:
         if model is None or handed_over.get(seq_id) != checkpoint.path:
             return  # in storage by now, or gone: reading it will tell
         name = f"{model_id}@{seq_id}"
-        replay = Replay(self._store, self._storage, self._engine, self._in_thread, model, name)
+        replay = Replay(self._store, self._engine, self._in_thread, model, name)
         try:
-            await replay.read_snapshot()
+            await replay.begin(HostStates(self._storage, 0))
             await replay.go_on_to(seq_id)
             await self.again(name, model_id, seq_id, checkpoint.path)
         except Exception as error:

@@ -45,6 +45,7 @@ class Worker:
         lease_s: float,
         max_replay_s: float,
         max_adapter_bytes: int,
+        max_host_adapter_bytes: int,
         drain_s: float,
         clock: Clock | None = None,
     ) -> None:
@@ -67,6 +68,7 @@ class Worker:
             worker_id,
             max_replay_s=max_replay_s,
             max_adapter_bytes=max_adapter_bytes,
+            max_host_adapter_bytes=max_host_adapter_bytes,
         )
         self._samples = SampleDesk(
             store, storage, engine, self._in_thread, self._handover, worker_id, info.name

@@ -8,15 +8,18 @@ over and are in no storage yet.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import structlog
+from torch import Tensor
 
 from cyclora_core.storage import Storage
 from cyclora_core.store import Store
 from cyclora_core.types import ModelRecord, PlannedModel
 from cyclora_workers.engine import Engine
 from cyclora_workers.handover import HandOver
+from cyclora_workers.host_states import HostStates
 from cyclora_workers.replay import InThread, Replay
 from cyclora_workers.snapshot_writer import SnapshotCopy, SnapshotWriter, Written
 
@@ -24,6 +27,7 @@ _log = structlog.get_logger()
 
 _MAX_LOGGED_OPERATIONS = 512
 _MIN_TOKENS_PER_S = 100.0
+_MAX_LOOKED_AT = 64
 _OVERDUE = 2.0
 """A log this many times too long to replay makes its model's cycle wait for the disk."""
 
@@ -34,6 +38,7 @@ class _Held:
 
     epoch: int
     snapshot_seq_id: int
+    snapshot_epoch: int
     applied_seq_id: int
     last_use: int
     num_replay_tokens: int = 0
@@ -60,6 +65,7 @@ class ModelKeeper:
         *,
         max_replay_s: float,
         max_adapter_bytes: int,
+        max_host_adapter_bytes: int,
     ) -> None:
         self._store = store
         self._storage = storage
@@ -68,6 +74,11 @@ class ModelKeeper:
         self._max_replay_s = max_replay_s
         self._max_adapter_bytes = max_adapter_bytes
         self._handover = handover
+        self._host = HostStates(storage, max_host_adapter_bytes)
+        self._has_host_copies = engine.base_model.device.type != "cpu"
+        """Whether an evicted state is kept in host memory, where that is not what it left."""
+        self._has_evicted = False
+        self._worker_id = worker_id
         self._writer = SnapshotWriter(store, storage, handover, worker_id)
         self._held: dict[str, _Held] = {}
         self._uses = itertools.count()
@@ -85,12 +96,37 @@ class ModelKeeper:
             held = self._held[planned.model_id] = _Held(
                 planned.epoch,
                 record.snapshot_seq_id,
+                record.snapshot_epoch,
                 record.applied_seq_id,
                 last_use=0,
                 is_over=record.is_ended,
             )
         held.last_use = next(self._uses)
         return record
+
+    async def expect(self, planned: Sequence[PlannedModel]) -> None:
+        """Begin to read the snapshots that ``ensure`` will need, side by side."""
+        missing = [
+            each.model_id
+            for each in planned
+            if (held := self._held.get(each.model_id)) is None or held.epoch != each.epoch
+        ]
+        if missing:
+            self._read_ahead(await self._store.models.get_many(missing))
+
+    async def look_ahead(self, base_model: str) -> None:
+        """Begin to read evicted models that wait already, while the present cycle runs."""
+        self._host.keep_read()
+        if not self._has_evicted:
+            return
+        waiting = await self._store.models.waiting(base_model) - self._held.keys()
+        found = await self._store.models.get_many(sorted(waiting)[:_MAX_LOOKED_AT])
+        self._read_ahead([each for each in found if each.worker_id == self._worker_id])
+
+    def _read_ahead(self, records: Sequence[ModelRecord]) -> None:
+        for record in records:
+            if not record.is_ended:
+                self._host.read_ahead(record)
 
     def forget(self, model_id: str) -> None:
         """Drop a model that this worker no longer holds, or whose state may be wrong."""
@@ -105,8 +141,8 @@ class ModelKeeper:
 
     async def _restore(self, record: ModelRecord) -> None:
         model_id = record.model_id
-        replay = Replay(self._store, self._storage, self._engine, self._in_thread, record)
-        await replay.read_snapshot()
+        replay = Replay(self._store, self._engine, self._in_thread, record)
+        await replay.begin(self._host)
         for seq_id, path in (await self._store.handovers.of_model(model_id)).items():
             if seq_id <= record.applied_seq_id:
                 await replay.go_on_to(seq_id)
@@ -158,7 +194,7 @@ class ModelKeeper:
         def ended(written: Written) -> None:
             held.is_over = held.is_over or written.is_fenced
             if written.is_recorded and copy.seq_id > held.snapshot_seq_id:
-                held.snapshot_seq_id = copy.seq_id
+                held.snapshot_seq_id, held.snapshot_epoch = copy.seq_id, copy.epoch
                 held.num_replay_tokens -= num_tokens
 
         self._writer.begin(copy, ended)
@@ -180,7 +216,8 @@ class ModelKeeper:
     async def covered(self, model_id: str, seq_id: int) -> None:
         """Note that an operation has settled with its snapshot, and drop the log behind it."""
         held = self._held[model_id]
-        held.snapshot_seq_id, held.num_replay_tokens = seq_id, 0
+        held.snapshot_seq_id, held.snapshot_epoch = seq_id, held.epoch
+        held.num_replay_tokens = 0
         await self._writer.wait_for(model_id)
         await self._writer.record(model_id, held.epoch, seq_id)
 
@@ -194,7 +231,10 @@ class ModelKeeper:
         await self._in_thread(self._storage.delete_snapshots, model_id)
 
     async def _evict(self) -> None:
-        """Write the states used longest ago to storage and drop them until the others fit."""
+        """Write the states used longest ago to storage and drop them until the others fit.
+
+        Those that leave a GPU stay in host memory as far as that is allowed to them.
+        """
         sizes = {model_id: self._engine.num_bytes(model_id) for model_id in self._held}
         surplus = sum(sizes.values()) - self._max_adapter_bytes
         for model_id, held in sorted(self._held.items(), key=lambda item: item[1].last_use):
@@ -204,9 +244,22 @@ class ModelKeeper:
                 continue
             await self._cover(model_id, held)
             if held.is_covered or held.is_over:
+                if held.is_covered and not held.is_over:
+                    await self._keep_for_later(model_id, held)
                 self.forget(model_id)
                 surplus -= sizes[model_id]
                 _log.info("model evicted", model_id=model_id, num_bytes=sizes[model_id])
+
+    async def _keep_for_later(self, model_id: str, held: _Held) -> None:
+        self._has_evicted = True
+        if self._has_host_copies and self._engine.has(model_id):
+
+            def in_host_memory() -> dict[str, Tensor]:
+                exported = self._engine.export_state(model_id)
+                return {name: tensor.cpu() for name, tensor in exported.items()}
+
+            state = await self._in_thread(in_host_memory)
+            self._host.put(model_id, held.snapshot_seq_id, held.snapshot_epoch, state)
 
     async def snapshot_all(self) -> None:
         """Have storage hold every state in memory, so that the next worker replays nothing."""

@@ -13,10 +13,10 @@ from typing import Any
 from cyclora_core import payload
 from cyclora_core.errors import ServerError, UserError
 from cyclora_core.operations import BODY_TYPES, Body, OperationKind, PassBody
-from cyclora_core.storage import Storage
 from cyclora_core.store import Store
 from cyclora_core.types import ModelRecord, PlannedOperation
 from cyclora_workers.engine import Engine, Pass
+from cyclora_workers.host_states import HostStates
 
 InThread = Callable[..., Awaitable[Any]]
 """Runs a function of the engine in its thread."""
@@ -28,7 +28,6 @@ class Replay:
     def __init__(
         self,
         store: Store,
-        storage: Storage,
         engine: Engine,
         in_thread: InThread,
         record: ModelRecord,
@@ -36,7 +35,6 @@ class Replay:
     ) -> None:
         """Begin with nothing; ``name`` is what the engine calls the state, None the model_id."""
         self._store = store
-        self._storage = storage
         self._engine = engine
         self._in_thread = in_thread
         self._record = record
@@ -45,16 +43,18 @@ class Replay:
         self.num_operations = 0
         """Operations that were run again so far."""
 
-    async def read_snapshot(self) -> None:
-        """Begin with the model's snapshot, if there is one."""
+    async def begin(self, host: HostStates) -> None:
+        """Begin with the model's snapshot, if there is one.
+
+        Raises:
+            OSError: it cannot be read.
+        """
         record = self._record
         if record.snapshot_seq_id < 0:
             return
-        folder = self._storage.snapshot_dir(
-            record.model_id, record.snapshot_seq_id, record.snapshot_epoch
-        )
+        tensors = await host.take(record)
         await self._in_thread(
-            self._engine.read_snapshot, self._name, record.lora, folder, record.optimizer_type
+            self._engine.import_state, self._name, record.lora, tensors, record.optimizer_type
         )
         self._seq_id = record.snapshot_seq_id
 

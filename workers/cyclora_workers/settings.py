@@ -84,6 +84,10 @@ class WorkerSettings(BaseSettings):
     to storage and read again when needed. The models of one cycle are in memory together, however
     little this is; more than the machine has ends in out-of-memory."""
 
+    max_host_adapter_bytes: int = Field(default=4 * 1024**3, ge=0)
+    """Host memory, in bytes, for states that left a GPU and for those of waiting models that are
+    read from storage ahead of their cycle. 0 reads each when it is needed."""
+
     max_replay_s: float = Field(default=20.0, gt=0.0)
     """Seconds that replaying a model's log may take; a snapshot is begun when it would exceed
     them. Shorter recovers faster and writes more."""

@@ -6,11 +6,11 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import load_file, save
+from safetensors.torch import load as load_bytes
+from safetensors.torch import save
 from torch import Tensor
 
 from cyclora_workers import durable
-from cyclora_workers.adapter import AdapterState
 
 _FILE = "state.safetensors"
 
@@ -35,6 +35,11 @@ def write(tensors: Mapping[str, Tensor], folder: Path) -> None:
     durable.sync_folder(folder.parent)
 
 
-def read(state: AdapterState, folder: Path) -> None:
-    """Fill a state of the same layout from a snapshot."""
-    state.import_tensors(load_file(folder / _FILE))
+def load(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a snapshot, all in memory.
+
+    Raises:
+        OSError: it is gone, or cannot be read.
+    """
+    # Not safetensors' load_file: that maps the file, and leaves reading to whoever looks first.
+    return load_bytes((folder / _FILE).read_bytes())

@@ -40,6 +40,11 @@ class Models:
         rows = await self._redis.zrevrange(key, offset, offset + limit - 1)
         return await self.get_many([row.decode() for row in rows]), total
 
+    async def waiting(self, base_model: str) -> set[str]:
+        """Models of a base model that have operations to run, or running."""
+        rows = await self._redis.smembers(self._keys.ready_models(base_model))
+        return {row.decode() for row in rows}
+
     async def of_session(self, session_id: str) -> list[str]:
         rows = await self._redis.zrange(self._keys.models_of_session(session_id), 0, -1)
         return [row.decode() for row in rows]
