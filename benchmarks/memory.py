@@ -160,7 +160,7 @@ def many_cycles(num_cycles: int = 1000) -> None:
             Pass(
                 f"r{cycle}-{tenant}",
                 f"m{tenant}",
-                body(rng.integers(8, 65, 2).tolist(), base_model.vocab_size, cycle),
+                body(rng.integers(4, 33, 1).tolist(), base_model.vocab_size, cycle),
                 True,
             )
             for tenant in range(NUM_TENANTS)
