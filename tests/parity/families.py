@@ -57,6 +57,7 @@ _GRANITE: dict[str, Any] = {
     "residual_multiplier": 0.5,
     "logits_scaling": 0.25,
 }
+_EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2}
 _UNGROUPED = ("num_key_value_heads",)
 
 FAMILIES: dict[str, Family] = {
@@ -72,6 +73,10 @@ FAMILIES: dict[str, Family] = {
     "glm": Family("glm", {"head_dim": 8}),
     "glm4": Family("glm4", {"head_dim": 8}),
     "gpt-neox": Family("gpt_neox", left_out=_UNGROUPED),
+    "gpt-oss": Family("gpt_oss", {
+        **_EXPERTS, "num_local_experts": 5, "head_dim": 16, "swiglu_limit": 1.0,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, **_WINDOW,
+    }),
     "granite": Family("granite", _GRANITE),
     "helium": Family("helium", {"head_dim": 8}),
     "hunyuan dense": Family("hunyuan_v1_dense", {"head_dim": 8}),
@@ -82,17 +87,23 @@ FAMILIES: dict[str, Family] = {
     }}),
     "ministral": Family("ministral", {"head_dim": 8, **_WINDOW}),
     "mistral": Family("mistral", {"head_dim": 8, **_WINDOW}),
+    "mixtral": Family("mixtral", {**_EXPERTS, "num_local_experts": 4, "head_dim": 8}),
     "nanochat": Family("nanochat", {"final_logit_softcapping": 2.0}),
     "olmo": Family("olmo", {"clip_qkv": 1.0}),
     "olmo2": Family("olmo2"),
     "olmo3": Family("olmo3", {
         **_WINDOW, "layer_types": ["sliding_attention", "full_attention"],
     }),
+    "olmoe": Family("olmoe", {**_EXPERTS, "num_experts": 4}),
     "opt": Family("opt", {"ffn_dim": 48, "word_embed_proj_dim": 32}, left_out=_UNGROUPED),
     "phi": Family("phi", {"partial_rotary_factor": 0.5}),
     "phi3": Family("phi3"),
     "qwen2": Family("qwen2", {"use_sliding_window": True, "max_window_layers": 1, **_WINDOW}),
     "qwen3": Family("qwen3", {"head_dim": 16, "tie_word_embeddings": True}),
+    "qwen3-moe": Family("qwen3_moe", {
+        **_EXPERTS, "num_experts": 6, "head_dim": 16, "moe_intermediate_size": 24,
+        "num_experts_per_tok": 3, "norm_topk_prob": True,
+    }),
     "seed-oss": Family("seed_oss", {"head_dim": 8}),
     "smollm3": Family("smollm3", {"no_rope_layers": [1, 0]}),
     "starcoder2": Family("starcoder2", _WINDOW),

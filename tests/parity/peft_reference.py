@@ -21,11 +21,13 @@ from cyclora_workers.adapter import AdapterState
 @contextmanager
 def quiet_peft() -> Generator[None]:
     """PEFT calls a deprecated property of transformers, and remarks that merging an adapter on a
-    tied unembedding needs care; nothing is merged here.
+    tied unembedding needs care; nothing is merged here. Ranks of parameters it follows, but says
+    that it does not, because it looks for them among the modules.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)
+        warnings.filterwarnings("ignore", "The following rank_pattern keys", RuntimeWarning)
         yield
 
 
@@ -33,19 +35,36 @@ class PeftReference:
     """A plain model with one PEFT adapter that starts with the weights of one of ours."""
 
     def __init__(self, model: PreTrainedModel, state: AdapterState) -> None:
-        names = sorted({module.name.rpartition(".")[2] for module in state.layout.modules})
-        rank = state.layout.lora_rank
-        config = LoraConfig(r=rank, lora_alpha=LORA_ALPHA, target_modules=names, lora_dropout=0.0)
+        modules, rank = state.layout.modules, state.layout.lora_rank
+        experts = {
+            ".".join(m.name.split(".")[-2:]): max(1, rank // m.num_active_experts)
+            for m in modules
+            if m.num_experts
+        }
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=LORA_ALPHA,
+            target_modules=sorted({m.name.split(".")[-1] for m in modules if not m.num_experts}),
+            target_parameters=sorted(experts) or None,
+            rank_pattern=experts,
+            lora_dropout=0.0,
+        )
         with quiet_peft():
             self.model: Any = get_peft_model(model, config).eval()
         with torch.no_grad():
             for name, ours in state.layout.views(state.master_P).items():
-                for theirs, tensor in zip(self.pair(name), ours, strict=True):
+                for theirs, tensor in zip(self.pair(name), _as_peft(ours), strict=True):
                     theirs.copy_(tensor)
 
     def pair(self, module_name: str) -> tuple[Any, Any]:
         """The parameters A and B of a module."""
-        module = self.model.get_submodule(f"base_model.model.{module_name}")
+        module: Any = self.model
+        for part in ("base_model", "model", *module_name.split(".")):
+            if not hasattr(module, "parameter_name"):
+                module = getattr(module, part)
+                continue
+            while module.parameter_name != part:
+                module = module.base_layer
         return module.lora_A["default"].weight, module.lora_B["default"].weight
 
     @property
@@ -74,15 +93,23 @@ class PeftReference:
         """Ours and theirs, for each A and B."""
         pairs: list[tuple[Tensor, Tensor]] = []
         for name, ours in state.layout.views(state.gradient_P).items():
-            pairs += [(o, t.grad) for o, t in zip(ours, self.pair(name), strict=True)]
+            pairs += [(o, t.grad) for o, t in zip(_as_peft(ours), self.pair(name), strict=True)]
         return pairs
 
     def compare_weights(self, state: AdapterState) -> list[tuple[Tensor, Tensor]]:
         """Ours and theirs, for each A and B."""
         pairs: list[tuple[Tensor, Tensor]] = []
         for name, ours in state.layout.views(state.master_P).items():
-            pairs += [(o, t.detach()) for o, t in zip(ours, self.pair(name), strict=True)]
+            pairs += [(o, t.detach()) for o, t in zip(_as_peft(ours), self.pair(name), strict=True)]
         return pairs
+
+
+def _as_peft(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """A and B of all experts as PEFT keeps them: A by expert and row, B by row and expert."""
+    lora_A, lora_B = pair
+    if lora_A.ndim == 2:
+        return pair
+    return lora_A.flatten(0, 1), torch.einsum("efr->fre", lora_B).flatten(1)
 
 
 def reference_loss(body: PassBody, datum: Datum, logprobs: Tensor) -> Tensor:

@@ -11,16 +11,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 
-from cyclora_core.operations import PassResult
+from cyclora_core.operations import LoraConfig, PassResult
 from cyclora_workers.adapter import AdapterState
 from cyclora_workers.base_model import BaseModel
+from cyclora_workers.checkpoint import load_checkpoint, save_checkpoint
 from cyclora_workers.passes import PackedPasses
 from parity.families import FAMILIES
-from parity.peft_reference import PeftReference
-from parity.tolerances import FORWARD, GRADIENT, close
+from parity.peft_reference import PeftReference, quiet_peft
+from parity.tolerances import EXPORT, FORWARD, GRADIENT, close
 from workers.builders import cross_entropy, item, load, policy_body, random_adapter, run
-from workers.sampling.builders import body, random_tokens, sample, threads, tokens_of
+from workers.sampling.builders import (
+    bits,
+    body,
+    random_tokens,
+    run_until_idle,
+    sample,
+    sampler,
+    threads,
+    tokens_of,
+)
 
 FP32 = torch.float32
 MAX_DIFFERENCE = 1e-5
@@ -99,6 +110,56 @@ def test_greedy_samples_equal_generate(served: Served) -> None:
     np.testing.assert_allclose(
         sequence.logprobs, logprobs[:, 0].numpy(), rtol=0, atol=MAX_DIFFERENCE
     )
+
+
+def test_a_sample_has_the_same_bits_beside_others(served: Served) -> None:
+    """Some of several rows, so that rows of one prompt attend in two parts."""
+    base_model = served.base_model
+    adapters = [random_adapter(base_model, rank, rank).snapshot_weights() for rank in (1, 5)]
+    requests = {
+        f"r{i}": (
+            body(
+                random_tokens(length, i) % base_model.vocab_size,
+                num_samples=(1, 3)[i % 2],
+                max_tokens=6 + i,
+                seed=i,
+                prompt_logprobs=i == 2,
+            ),
+            [*adapters, None][i % 3],
+        )
+        for i, length in enumerate((1, 33, 70, 9, 14))
+    }
+    together = sampler(base_model)
+    for request_id, (request, adapter) in requests.items():
+        together.admit(request_id, request, adapter)
+        together.step()
+
+    results = run_until_idle(together)
+
+    for request_id, (request, adapter) in requests.items():
+        assert bits(results[request_id]) == bits(sample(base_model, request, adapter))
+
+
+@torch.no_grad()
+def test_plain_peft_loads_a_checkpoint_and_it_comes_back_to_the_bit(
+    served: Served, tmp_path: Path
+) -> None:
+    base_model, family = served.base_model, FAMILIES[served.name]
+    state = random_adapter(base_model, 4, 4)
+    save_checkpoint(state, base_model, tmp_path / "checkpoint", with_optimizer=True)
+    passed = cross_entropy([15])
+    ours = run(base_model, [item(state, passed, needs_gradient=False)]).results()["r"].logprobs[0]
+
+    with quiet_peft():
+        model: Any = PeftModel.from_pretrained(family.make(), str(tmp_path / "checkpoint"))
+    again = AdapterState.empty(base_model, LoraConfig(4, 4))
+    load_checkpoint(again, tmp_path / "checkpoint", with_optimizer=True)
+
+    targets = torch.from_numpy(passed.data[0].loss_fn_inputs["target_tokens"])
+    logits = model(torch.from_numpy(passed.data[0].tokens).long()[None]).logits[0]
+    theirs = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    close(torch.from_numpy(ours), theirs, EXPORT[FP32])
+    assert torch.equal(again.master_P, state.master_P)
 
 
 def _outcome(passes: PackedPasses, state: AdapterState) -> tuple[PassResult, torch.Tensor]:

@@ -137,7 +137,8 @@ def test_surplus_rows_return_zeros_and_change_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "argument", [{"softcap": 50.0}, {"s_aux": torch.zeros(4)}, {"attention_mask": torch.zeros(1)}]
+    "argument",
+    [{"softcap": 50.0}, {"position_bias": torch.zeros(4)}, {"attention_mask": torch.zeros(1)}],
 )
 def test_an_argument_that_would_change_the_result_is_refused(argument: dict[str, object]) -> None:
     module = nn.Module()

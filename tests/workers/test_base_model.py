@@ -16,9 +16,9 @@ from transformers import (
     GPT2Config,
     LlamaConfig,
     MiniCPM3Config,
-    MixtralConfig,
     NemotronConfig,
     PreTrainedConfig,
+    Qwen2MoeConfig,
     StableLmConfig,
 )
 
@@ -194,7 +194,7 @@ _QUANTIZED: dict[str, Any] = {"quantization_config": {"quant_method": "fp8"}}
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (MixtralConfig(**_SHAPE, num_local_experts=2), "mixture of experts"),
+        (Qwen2MoeConfig(**_SHAPE, num_experts=2), "mixture of experts"),
         (Gemma2Config(**_SHAPE, attn_logit_softcapping=5.0), "attn_logit_softcapping = 5.0"),
         (NemotronConfig(**_SHAPE), "does not hand on the arguments"),
         (StableLmConfig(**_SHAPE), "does not let its attention be replaced"),

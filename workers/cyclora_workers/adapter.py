@@ -35,7 +35,7 @@ class ModuleAdapter:
 
     Shapes:
         lora_A_RD, lora_B_FR: compute copies in the base model's dtype; their gradients, where the
-        adapter is being trained, are fp32.
+        adapter is being trained, are fp32. Of experts each has one dimension more, [E, ...].
     """
 
     lora_A_RD: Tensor
@@ -94,21 +94,27 @@ class AdapterLayout:
         self._placements: list[_Placement] = []
         end = 0
         for module in self.modules:
-            start_B = _aligned(end + self.lora_rank * module.in_features)
+            width = max(1, module.num_experts) * module.rank(self.lora_rank)
+            start_B = _aligned(end + width * module.in_features)
             self._placements.append(_Placement(module, end, start_B))
-            end = _aligned(start_B + self.lora_rank * module.out_features)
+            end = _aligned(start_B + width * module.out_features)
         self.num_elements = end
 
     def views(self, flat_P: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """A [R, D] and B [F, R] of each module, as views of a flat buffer of this layout."""
-        rank = self.lora_rank
+        """A [R, D] and B [F, R] of each module, as views of a flat buffer of this layout.
+
+        Of experts, whose R is their own, [E, R, D] and [E, F, R].
+        """
         views: dict[str, tuple[Tensor, Tensor]] = {}
         for place in self._placements:
             module = place.module
-            size_A, size_B = rank * module.in_features, rank * module.out_features
+            rank = module.rank(self.lora_rank)
+            shape_A, shape_B = (rank, module.in_features), (module.out_features, rank)
+            if module.num_experts:
+                shape_A, shape_B = (module.num_experts, *shape_A), (module.num_experts, *shape_B)
             views[module.name] = (
-                flat_P[place.start_A : place.start_A + size_A].view(rank, module.in_features),
-                flat_P[place.start_B : place.start_B + size_B].view(module.out_features, rank),
+                flat_P[place.start_A : place.start_A + math.prod(shape_A)].view(shape_A),
+                flat_P[place.start_B : place.start_B + math.prod(shape_B)].view(shape_B),
             )
         return views
 
@@ -204,9 +210,9 @@ class AdapterState:
         generator = torch.Generator().manual_seed(config.seed & (2**64 - 1))
         for module in state.layout.modules:
             bound = 1.0 / math.sqrt(module.in_features)
-            lora_A_RD = torch.empty(config.lora_rank, module.in_features)
-            lora_A_RD.uniform_(-bound, bound, generator=generator)
-            state.layout.views(state.master_P)[module.name][0].copy_(lora_A_RD)
+            lora_A_RD = state.layout.views(state.master_P)[module.name][0]
+            drawn_RD = torch.empty(lora_A_RD.shape).uniform_(-bound, bound, generator=generator)
+            lora_A_RD.copy_(drawn_RD)
         state.refresh_weights()
         return state
 

@@ -20,6 +20,9 @@ from cyclora_workers.context import ROW_ALIGNMENT, PassContext, Segment
 if TYPE_CHECKING:
     from cyclora_workers.base_model import BaseModel
 
+MIXTURES = ("gpt_oss", "mixtral", "olmoe", "qwen3_moe")
+"""Mixtures of experts whose routers are known; ``routing.py`` says how they choose."""
+
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 
@@ -69,11 +72,16 @@ def check_config(config: Any) -> None:
             "are heads whose keys and values are of one size"
         )
     for key in _EXPERTS:
-        if getattr(config, key, None):
+        if getattr(config, key, None) and name not in MIXTURES:
             raise UnsupportedModel(
-                f"{name} is a mixture of experts ({key} = {getattr(config, key)}); only dense "
-                "models are supported"
+                f"{name} is a mixture of experts ({key} = {getattr(config, key)}); supported are "
+                f"{', '.join(MIXTURES)} and dense models"
             )
+    if getattr(config, "mlp_only_layers", None) or getattr(config, "decoder_sparse_step", 1) != 1:
+        # PEFT takes the names of dense feed-forward layers for those of experts.
+        raise UnsupportedModel(
+            f"{name} has dense layers among those of experts; supported are experts in every layer"
+        )
     for rope_type in _rope_types(getattr(config, "rope_parameters", None) or {}):
         # "dynamic" and "longrope" choose frequencies by the longest sequence of the whole pass:
         # a tenant's numbers would depend on its neighbours.
@@ -103,11 +111,17 @@ def decoder_layers(inner: nn.Module) -> list[nn.Module]:
         raise UnsupportedModel(f"{type(inner).__name__} has no list of decoder layers")
     for module in layers.modules():
         kind = type(module).__name__.lower()
-        if "expert" in kind or "moe" in kind:
+        if ("expert" in kind or "moe" in kind) and _model_type(inner) not in MIXTURES:
             raise UnsupportedModel(
-                f"{type(module).__name__} holds experts; only dense models are supported"
+                f"{type(module).__name__} holds experts; supported are {', '.join(MIXTURES)} and "
+                "dense models"
             )
     return list(layers)
+
+
+def _model_type(inner: nn.Module) -> str:
+    config: Any = inner.config
+    return config.model_type
 
 
 def module_group(path: str) -> ModuleGroup:
@@ -139,10 +153,11 @@ class _Witness:
         value_GTH: Tensor,
         scaling: float,
         sliding_window: int | None,
+        sinks_N: Tensor | None = None,
     ) -> Tensor:
         self.calls.append((layer_index, key_GTH.shape[0], key_GTH.shape[2]))
         return self._plan.attend(
-            layer_index, query_NTH, key_GTH, value_GTH, scaling, sliding_window
+            layer_index, query_NTH, key_GTH, value_GTH, scaling, sliding_window, sinks_N
         )
 
 

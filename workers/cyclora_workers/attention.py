@@ -15,17 +15,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface
 
+from cyclora_workers.attention_sinks import attend_with_sinks
 from cyclora_workers.context import PassContext
 from cyclora_workers.cpu_attention import Run, attend_runs
-from cyclora_workers.rows import aligned_width
+from cyclora_workers.rows import aligned_width, with_aligned_rows
 
 ATTENTION_NAME = "cyclora"
 """Registered with transformers. No mask function is registered under this name, so transformers
 builds no [T, T] mask."""
 
-_HARMLESS_ARGUMENTS = frozenset({"position_ids", "use_cache", "cache_position", "dropout"})
-"""What decoder layers pass along that attention has no need of. Anything else (attention sinks,
-a soft cap on scores, a position bias) would change the result, so it is refused."""
+_HARMLESS_ARGUMENTS = frozenset(
+    {"position_ids", "use_cache", "cache_position", "dropout", "output_router_logits"}
+)
+"""What decoder layers pass along that attention has no need of. Anything else (a soft cap on
+scores, a position bias) would change the result, so it is refused."""
 
 
 _MIN_SHARED_TOKENS = 32
@@ -45,6 +48,7 @@ def attention_forward(
     scaling: float,
     sliding_window: int | None = None,
     pass_context: PassContext | None = None,
+    s_aux: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Hand the heads of one layer to the attention plan of the running pass.
@@ -66,11 +70,12 @@ def attention_forward(
     if refused:
         raise UnsupportedAttention(
             f"{type(module).__name__} passes {', '.join(refused)} to attention; supported are "
-            "plain causal attention, grouped heads and sliding windows"
+            "plain causal attention, grouped heads, sliding windows and sinks"
         )
     layer_index: Any = module.layer_idx
+    sinks = () if s_aux is None else (s_aux,)
     attended_TNH = pass_context.attention.attend(
-        layer_index, query[0], key[0], value[0], scaling, sliding_window
+        layer_index, query[0], key[0], value[0], scaling, sliding_window, *sinks
     )
     return attended_TNH.unsqueeze(0), None
 
@@ -97,6 +102,7 @@ class PackedAttention:
         value_GTH: Tensor,
         scaling: float,
         sliding_window: int | None,
+        sinks_N: Tensor | None = None,
     ) -> Tensor:
         """Implements ``AttentionPlan.attend``; surplus rows return zeros."""
         heads = (query_NTH, key_GTH, value_GTH)
@@ -109,13 +115,15 @@ class PackedAttention:
             else:
                 runs.append(sequence)
         if query_NTH.device.type == "cpu":
-            return attend_runs(runs, *heads, scaling, sliding_window)
+            if sinks_N is None:
+                return attend_runs(runs, *heads, scaling, sliding_window)
+            heads = tuple(with_aligned_rows(each) for each in heads)
         surplus = query_NTH.shape[1] - self._num_tokens
         sizes = [run.num_sequences * run.num_tokens_each for run in runs] + [surplus]
         # One split has one backward, a concatenation; slicing would have one full-size one each.
         parts = zip(runs, *(tensor.split(sizes, 1) for tensor in heads), strict=False)
         outputs = [
-            _attend_run(run, query, key, value, scaling, sliding_window)
+            _attend_run(run, query, key, value, scaling, sliding_window, sinks_N)
             for run, query, key, value in parts
         ]
         outputs.append(query_NTH.new_zeros(surplus, query_NTH.shape[0], query_NTH.shape[2]))
@@ -145,7 +153,13 @@ def _may_share_a_call(num_tokens_each: int, key_GTH: Tensor) -> bool:
 
 
 def _attend_run(
-    run: Run, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None
+    run: Run,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float,
+    window: int | None,
+    sinks_N: Tensor | None,
 ) -> Tensor:
     """Shapes: query [N, S * L, H], key and value [G, S * L, H]; returns [S * L, N, H]."""
     length = run.num_tokens_each
@@ -157,13 +171,26 @@ def _attend_run(
     if window is not None and length > window:
         ones_LL = torch.ones(length, length, dtype=torch.bool, device=query.device)
         mask_LL = ones_LL.tril().triu(1 - window)
-    attended_SNLH = functional.scaled_dot_product_attention(
-        batched(query),
-        batched(key),
-        batched(value),
-        attn_mask=mask_LL,
-        is_causal=mask_LL is None,
-        scale=scaling,
-        enable_gqa=query.shape[0] != key.shape[0],
-    )
-    return attended_SNLH.transpose(1, 2).flatten(0, 1)
+    if sinks_N is not None:
+        repeats = query.shape[0] // key.shape[0]
+        attended_SNLH = attend_with_sinks(
+            batched(query),
+            batched(key).repeat_interleave(repeats, 1),
+            batched(value).repeat_interleave(repeats, 1),
+            sinks_N,
+            scaling,
+            None if mask_LL is None else torch.where(mask_LL, 0.0, float("-inf")).to(query.dtype),
+        )
+    else:
+        attended_SNLH = functional.scaled_dot_product_attention(
+            batched(query),
+            batched(key),
+            batched(value),
+            attn_mask=mask_LL,
+            is_causal=mask_LL is None,
+            scale=scaling,
+            enable_gqa=query.shape[0] != key.shape[0],
+        )
+    attended_TE = attended_SNLH.transpose(1, 2).flatten(0, 1).flatten(1)
+    # For the backward pass, which reads the gradient where it lies in that of all sequences.
+    return with_aligned_rows(attended_TE).unflatten(1, query.shape[::2])

@@ -28,12 +28,14 @@ from cyclora_workers.architecture import (
 from cyclora_workers.attention import ATTENTION_NAME
 from cyclora_workers.context import ROW_ALIGNMENT, PassContext, Segment
 from cyclora_workers.cuda.grouped_linear import GroupedLinears, can_group
+from cyclora_workers.experts import MultiAdapterExperts
 from cyclora_workers.fused_attention import RecordingAttention, fuse_attention
 from cyclora_workers.fused_norm import fuse_norms
 from cyclora_workers.head import Unembedding
 from cyclora_workers.logit_rule import LogitRule
 from cyclora_workers.multi_adapter_linear import MultiAdapterLinear, PassHolder, align_rows
 from cyclora_workers.recompute import make_recomputable
+from cyclora_workers.routing import router_of
 
 
 class BaseModel:
@@ -56,6 +58,8 @@ class BaseModel:
         self.device = device
         self.dtype: torch.dtype = model.dtype
         check_config(self.config)
+        # Else transformers looks for its own routers, to compute a loss that nobody asks for.
+        model.config.output_router_logits = False
 
         config = self.config
         self.num_layers: int = config.num_hidden_layers
@@ -187,6 +191,7 @@ def _adopt_linears(
     prefixes = {module: name for name, module in model.named_modules()}
     targets: list[TargetModule] = []
     for layer in decoder_layers(inner):
+        targets += _adopt_mixtures(layer, prefixes[layer], holder)
         for path, linear in list(layer.named_modules()):
             if type(linear) is not nn.Linear:
                 continue
@@ -197,4 +202,33 @@ def _adopt_linears(
             setattr(layer.get_submodule(parent), child, MultiAdapterLinear(name, linear, holder))
     if not targets:
         raise UnsupportedModel("no nn.Linear inside the decoder layers; nothing to adapt")
+    return targets
+
+
+def _adopt_mixtures(layer: Any, prefix: str, holder: PassHolder) -> list[TargetModule]:
+    """Replace the routers and experts of a decoder layer by ours.
+
+    A router gets no adapter: its linear layer is no target module.
+    """
+    targets: list[TargetModule] = []
+    for path, module in list(layer.named_modules()):
+        parent, _, child = path.rpartition(".")
+        name = f"{prefix}.{path}"
+        kind = type(module).__name__
+        if kind.endswith("TopKRouter"):
+            setattr(layer.get_submodule(parent), child, router_of(name, module, holder))
+        elif kind.endswith("Experts"):
+            experts = MultiAdapterExperts(name, module, holder)
+            setattr(layer.get_submodule(parent), child, experts)
+            targets += [
+                TargetModule(
+                    each.name,
+                    each.in_features,
+                    each.out_features,
+                    ModuleGroup.MLP,
+                    each.num_experts,
+                    module.config.num_experts_per_tok,
+                )
+                for each in (experts.gate_up, experts.down)
+            ]
     return targets

@@ -150,40 +150,53 @@ def load_checkpoint(state: AdapterState, folder: Path, *, with_optimizer: bool) 
 
 
 def _by_peft_name(layout: AdapterLayout, flat_P: Tensor, prefix: str = "") -> dict[str, Tensor]:
-    """The views of a flat buffer under the names PEFT gives them."""
+    """The parts of a flat buffer under the names and in the shapes that PEFT gives them.
+
+    Of experts, A is [E * R, D], expert by expert; B is [F, R * E], in turn one column of each.
+    """
     tensors: dict[str, Tensor] = {}
-    for name, (lora_A_RD, lora_B_FR) in layout.views(flat_P).items():
-        tensors[prefix + peft.lora_A_name(name)] = lora_A_RD
-        tensors[prefix + peft.lora_B_name(name)] = lora_B_FR
+    for name, (lora_A, lora_B) in layout.views(flat_P).items():
+        if lora_A.ndim == 3:
+            lora_A, lora_B = lora_A.flatten(0, 1), lora_B.permute(1, 2, 0).flatten(1)
+        tensors[prefix + peft.lora_A_name(name)] = lora_A
+        tensors[prefix + peft.lora_B_name(name)] = lora_B
     return tensors
 
 
 def _named_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     # Safetensors refuses views that share storage.
-    return save_safetensors({k: v.cpu().clone() for k, v in tensors.items()}, {"format": "pt"})
+    own = {k: v.cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
+    return save_safetensors(own, {"format": "pt"})
 
 
 def _flattened(layout: AdapterLayout, tensors: Mapping[str, Tensor]) -> Tensor:
     """Named tensors as one flat buffer; all must be there, fit, and be used."""
     flat_P = torch.zeros(layout.num_elements)
-    views = _by_peft_name(layout, flat_P)
-    if missing := views.keys() - tensors.keys():
+    expected = _by_peft_name(layout, flat_P)
+    if missing := expected.keys() - tensors.keys():
         raise UserError(
             f"the checkpoint lacks {len(missing)} tensors that the model has, "
             f"such as {min(missing)}; create the model with the same train_ flags and base model"
         )
-    if surplus := tensors.keys() - views.keys():
+    if surplus := tensors.keys() - expected.keys():
         raise UserError(
             f"the checkpoint has {len(surplus)} tensors that the model lacks, "
             f"such as {min(surplus)}; create the model with the same train_ flags and base model"
         )
-    for name, view in views.items():
-        if tensors[name].shape != view.shape:
+    for name, like in expected.items():
+        if tensors[name].shape != like.shape:
             raise UserError(
                 f"{name} of the checkpoint has shape {tuple(tensors[name].shape)}; "
-                f"the model needs {tuple(view.shape)}"
+                f"the model needs {tuple(like.shape)}"
             )
-        view.copy_(tensors[name])
+    for name, (lora_A, lora_B) in layout.views(flat_P).items():
+        stored_A, stored_B = tensors[peft.lora_A_name(name)], tensors[peft.lora_B_name(name)]
+        if lora_A.ndim == 3:
+            num_experts, rank, _ = lora_A.shape
+            stored_A = stored_A.unflatten(0, (num_experts, rank))
+            stored_B = stored_B.unflatten(1, (rank, num_experts)).permute(2, 0, 1)
+        lora_A.copy_(stored_A)
+        lora_B.copy_(stored_B)
     return flat_P
 
 

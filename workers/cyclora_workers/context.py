@@ -46,8 +46,11 @@ class AttentionPlan(Protocol):
         value_GTH: Tensor,
         scaling: float,
         sliding_window: int | None,
+        sinks_N: Tensor | None = None,
     ) -> Tensor:
         """Causal attention inside each sequence; returns [T, N, H].
+
+        ``sinks_N`` are scores of a further key of value zero (``attention_sinks.py``).
 
         T may exceed the planned tokens by the row alignment; surplus rows return finite numbers
         that nobody reads.

@@ -39,7 +39,12 @@ def dimuon_update(state: AdapterState, learning_rate: float, beta1: float) -> No
     """
     state.first_moment_P.lerp_(state.gradient_P, 1 - beta1)
     moments, weights = (
-        [_wide(each) for pair in state.layout.views(flat_P).values() for each in pair]
+        [
+            _wide(matrix)
+            for pair in state.layout.views(flat_P).values()
+            for each in pair
+            for matrix in (each.unbind(0) if each.ndim == 3 else (each,))
+        ]
         for flat_P in (state.first_moment_P, state.master_P)
     )
     by_shape: dict[torch.Size, list[int]] = defaultdict(list)

@@ -145,11 +145,12 @@ class RecordingAttention:
         value_GTH: Tensor,
         scaling: float,
         sliding_window: int | None,
+        sinks_N: Tensor | None = None,
     ) -> Tensor:
         """Implements ``AttentionPlan.attend``."""
         self.asked[layer_index] = (query_NTH.shape[-1], scaling, sliding_window)
         return self._plan.attend(
-            layer_index, query_NTH, key_GTH, value_GTH, scaling, sliding_window
+            layer_index, query_NTH, key_GTH, value_GTH, scaling, sliding_window, sinks_N
         )
 
 

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from cyclora_workers.attention import PackedAttention
 from cyclora_workers.attention_parts import attend_part, join_part_, part_gradients
+from cyclora_workers.attention_sinks import add_sinks, attend_with_sinks
 from cyclora_workers.context import AttentionPlan
 from cyclora_workers.packed_plan import packed_attention
 from cyclora_workers.prefix_tree import Node, PrefixTree
@@ -61,6 +62,7 @@ class _SideBySide:
         value_GTH: Tensor,
         scaling: float,
         sliding_window: int | None,
+        sinks_N: Tensor | None = None,
     ) -> Tensor:
         num_heads, num_rows, head_size = query_NTH.shape
         surplus = num_rows - sum(self._sizes)
@@ -69,7 +71,7 @@ class _SideBySide:
             *(each.split(sizes, 1) for each in (query_NTH, key_GTH, value_GTH)), strict=True
         )
         outputs = [
-            plan.attend(layer_index, query, key, value, scaling, sliding_window)
+            plan.attend(layer_index, query, key, value, scaling, sliding_window, sinks_N)
             for plan, (query, key, value) in zip(self._plans, heads, strict=False)
         ]
         return torch.cat([*outputs, query_NTH.new_zeros(surplus, num_heads, head_size)])
@@ -90,6 +92,7 @@ class PrefixAttention:
         value_GTH: Tensor,
         scaling: float,
         sliding_window: int | None,
+        sinks_N: Tensor | None = None,
     ) -> Tensor:
         """Causal attention along the path of each datum; returns [T, N, H]."""
         num_rows = self._tree.num_rows
@@ -98,14 +101,22 @@ class PrefixAttention:
             with_aligned_rows(each[:, :num_rows]) for each in (query_NTH, key_GTH, value_GTH)
         )
         if sliding_window is not None and sliding_window < max(self._tree.sizes):
-            out_RNH = self._attend_windows(query, key, value, scaling, sliding_window)
+            out_RNH = self._attend_windows(query, key, value, scaling, sliding_window, sinks_N)
         else:
             nodes = self._tree.nodes
-            out_RNH = _TreeFunction.apply(query, key, value, nodes, scaling)  # type: ignore[no-untyped-call]
+            out_RNH = _TreeFunction.apply(  # type: ignore[no-untyped-call]
+                query, key, value, nodes, scaling, sinks_N
+            )
         return functional.pad(out_RNH, (0, 0, 0, 0, 0, surplus))
 
     def _attend_windows(
-        self, query_NRH: Tensor, key_GRH: Tensor, value_GRH: Tensor, scaling: float, window: int
+        self,
+        query_NRH: Tensor,
+        key_GRH: Tensor,
+        value_GRH: Tensor,
+        scaling: float,
+        window: int,
+        sinks_N: Tensor | None,
     ) -> Tensor:
         """Node by node with a copy of the keys in sight, which a window keeps few."""
         if window not in self._windows:
@@ -115,14 +126,27 @@ class PrefixAttention:
         for query, (rows_S, mask_LS) in zip(
             query_NRH.split(sizes, 1), self._windows[window], strict=True
         ):
-            attended_1NLH = functional.scaled_dot_product_attention(
-                query.unsqueeze(0),
-                with_aligned_rows(key_GRH.index_select(1, rows_S)).unsqueeze(0),
-                with_aligned_rows(value_GRH.index_select(1, rows_S)).unsqueeze(0),
-                attn_mask=mask_LS,
-                scale=scaling,
-                enable_gqa=query.shape[0] != key_GRH.shape[0],
-            )
+            key = with_aligned_rows(key_GRH.index_select(1, rows_S)).unsqueeze(0)
+            value = with_aligned_rows(value_GRH.index_select(1, rows_S)).unsqueeze(0)
+            if sinks_N is not None:
+                repeats = query.shape[0] // key.shape[1]
+                attended_1NLH = attend_with_sinks(
+                    query.unsqueeze(0),
+                    key.repeat_interleave(repeats, 1),
+                    value.repeat_interleave(repeats, 1),
+                    sinks_N,
+                    scaling,
+                    torch.where(mask_LS, 0.0, float("-inf")).to(query.dtype),
+                )
+            else:
+                attended_1NLH = functional.scaled_dot_product_attention(
+                    query.unsqueeze(0),
+                    key,
+                    value,
+                    attn_mask=mask_LS,
+                    scale=scaling,
+                    enable_gqa=query.shape[0] != key.shape[1],
+                )
             outputs.append(attended_1NLH[0].transpose(0, 1))
         return torch.cat(outputs)
 
@@ -149,6 +173,7 @@ class _TreeFunction(torch.autograd.Function):
         value_GRH: Tensor,
         nodes: Sequence[Node],
         scaling: float,
+        sinks_N: Tensor | None,
     ) -> Tensor:
         out_RNH = _aligned_zeros(query_NRH)
         lse_NR = out_RNH.new_empty(query_NRH.shape[:2])
@@ -163,6 +188,9 @@ class _TreeFunction(torch.autograd.Function):
                 heads = (query_NRH[:, below], key_GRH[:, rows], value_GRH[:, rows])
                 part = attend_part(*heads, scaling, is_causal=False)
                 join_part_(out_RNH[below], lse_NR[:, below], *part)
+        if sinks_N is not None:
+            out_RNH, lse_RN = add_sinks(out_RNH, lse_NR.t(), sinks_N)
+            lse_NR = lse_RN.t().contiguous()
         out_RNH = out_RNH.to(query_NRH.dtype)
         ctx.save_for_backward(query_NRH, key_GRH, value_GRH, out_RNH, lse_NR)
         ctx.nodes = nodes
@@ -197,7 +225,7 @@ class _TreeFunction(torch.autograd.Function):
         gradients = [
             total.to(each.dtype) for total, each in zip(found, (query, key, value), strict=True)
         ]
-        return *gradients, None, None
+        return *gradients, None, None, None
 
 
 def _aligned_zeros(heads_NRH: Tensor) -> Tensor:

@@ -44,7 +44,12 @@ class BaseModels:
         rows: list[dict[str, Any]] = json.loads(data) if data else []
         return [
             TargetModule(
-                row["name"], row["in_features"], row["out_features"], ModuleGroup(row["group"])
+                row["name"],
+                row["in_features"],
+                row["out_features"],
+                ModuleGroup(row["group"]),
+                row["num_experts"],
+                row["num_active_experts"],
             )
             for row in rows
         ]

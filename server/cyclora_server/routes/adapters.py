@@ -53,6 +53,8 @@ async def upload_adapter(
         modules = await services.store.base_models.target_modules(base.name)
         if not modules:
             raise Unavailable(f"no worker has said yet what an adapter of {base.name!r} looks like")
+        if any(module.num_experts for module in modules):
+            raise UserError(f"{base.name!r} has experts; adapters of it cannot be uploaded")
         once = uuid.uuid4().hex if idempotency_key is None else idempotency_key
         session_id = uuid.uuid5(_NAMESPACE, f"{identity.tenant_id} {once}")
         path = CheckpointPath(

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cyclora_workers.attention import UnsupportedAttention
 from cyclora_workers.transfer import to_device
 
 PART_TOKENS = 1024
@@ -169,8 +170,15 @@ class PagedAttention:
         value_GTH: Tensor,
         scaling: float,
         sliding_window: int | None,
+        sinks_N: Tensor | None = None,
     ) -> Tensor:
-        """Implements ``AttentionPlan.attend``."""
+        """Implements ``AttentionPlan.attend``.
+
+        Raises:
+            UnsupportedAttention: the model has sinks.
+        """
+        if sinks_N is not None:
+            raise UnsupportedAttention("paged attention on a GPU does not compute sinks")
         key_pool, value_pool = self._pool.layer(layer_index)
         self._write(key_GTH, value_GTH, key_pool, value_pool)
         num_heads, num_rows, head_size = query_NTH.shape

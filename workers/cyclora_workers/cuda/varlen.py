@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import varlen
 
+from cyclora_workers.attention import PackedAttention
 from cyclora_workers.transfer import to_device
 
 _MAX_HEAD_SIZE = 256
@@ -57,6 +58,7 @@ class VarlenAttention:
             bounds.append(num_rows)
         longest = max((stop - start for start, stop in pairwise(bounds)), default=0)
         self._num_rows = num_rows
+        self._bounds = bounds
         self._max_tokens = max(longest, _LEAST_MAX_QUERIES)
         self._cu_seqlens = to_device(torch.tensor(bounds, dtype=torch.int32), device)
 
@@ -68,8 +70,13 @@ class VarlenAttention:
         value_GTH: Tensor,
         scaling: float,
         sliding_window: int | None,
+        sinks_N: Tensor | None = None,
     ) -> Tensor:
-        """Implements ``AttentionPlan.attend``."""
+        """Implements ``AttentionPlan.attend``; sinks, which the kernel lacks, take the slow way."""
+        if sinks_N is not None:
+            return PackedAttention(self._bounds).attend(
+                layer_index, query_NTH, key_GTH, value_GTH, scaling, sliding_window, sinks_N
+            )
         assert query_NTH.shape[1] == self._num_rows, "planned for another number of rows"
         query_TNH, key_TGH = query_NTH.transpose(0, 1), key_GTH.transpose(0, 1)
         value_TGH = value_GTH.transpose(0, 1)

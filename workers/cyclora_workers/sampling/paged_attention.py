@@ -146,6 +146,7 @@ class PagedAttention:
         value_GTH: Tensor,
         scaling: float,
         sliding_window: int | None,
+        sinks_N: Tensor | None = None,
     ) -> Tensor:
         """Causal attention of each row to its own cache; returns [T, N, H]."""
         num_heads, num_rows, head_size = query_NTH.shape
@@ -159,12 +160,13 @@ class PagedAttention:
         num_groups = num_heads // key_GTH.shape[0]
         query_TGMH = query_NTH.transpose(0, 1).unflatten(1, (-1, num_groups))
         out_TNH = query_NTH.new_zeros(num_rows, num_heads, head_size)
+        sinks_GM = None if sinks_N is None else sinks_N.float().unflatten(0, (-1, num_groups))
         for each in self._rounds_of(sliding_window, num_groups):
             found = [self._call(layer_index, call, query_TGMH, scaling) for call in each.calls]
             out_RGMH = _joined_list([out for out, _ in found])
             lse_RGM = _joined_list([lse for _, lse in found])
             for join in each.joins:
-                attended = _join(out_RGMH, lse_RGM, join.results)
+                attended = _join(out_RGMH, lse_RGM, join.results, sinks_GM)
                 out_TNH.index_copy_(0, join.queries, attended.flatten(1, 2).to(out_TNH.dtype))
         return out_TNH
 
@@ -383,16 +385,22 @@ def _joined_list(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
-def _join(out_RGMH: Tensor, lse_RGM: Tensor, results: Sequence[Tensor]) -> Tensor:
+def _join(
+    out_RGMH: Tensor, lse_RGM: Tensor, results: Sequence[Tensor], sinks_GM: Tensor | None
+) -> Tensor:
     """One result per query from those of its parts, the first part first.
+
+    Sinks are one more part, whose result is zero (``attention_sinks.py``).
 
     The weights come from a softmax over the parts, a kernel that treats each query alike; an
     element-wise exponential treats the last elements of a tensor differently.
     """
     outs = [out_RGMH.index_select(0, places) for places in results]
-    if len(outs) == 1:
-        return outs[0]
     lses = [lse_RGM.index_select(0, places) for places in results]
+    if sinks_GM is not None:
+        lses.append(sinks_GM.expand_as(lses[0]))
+    elif len(outs) == 1:
+        return outs[0]
     weights_nGMP = torch.softmax(torch.stack(lses, -1), -1)
     joined = outs[0] * weights_nGMP[..., :1]
     for part, out in enumerate(outs[1:], 1):
