@@ -51,9 +51,9 @@ def test_results_and_gradients_are_those_of_the_definition(
     expected = by_definition(*theirs, mask)
 
     close(out, expected, FORWARD[torch.float32])
-    dout = torch.randn(out.shape, generator=torch.Generator().manual_seed(0))
-    out.backward(dout)
-    expected.backward(dout)
+    gradient = torch.randn(out.shape, generator=torch.Generator().manual_seed(0))
+    out.backward(gradient)
+    expected.backward(gradient)
     for mine, other in zip(ours, theirs, strict=True):
         assert mine.grad is not None
         assert other.grad is not None
