@@ -1,6 +1,6 @@
 """Decoder layers whose activations are computed again in the backward pass, where a pass says so.
 
-Costs about a third more time, and keeps one hidden state per layer in place of everything inside of
+Costs a second forward, and keeps one hidden state per layer in place of everything inside of
 it. The same kernels run on the same rows, so no number changes: on CPU not in a single bit.
 """
 
