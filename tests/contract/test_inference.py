@@ -93,7 +93,8 @@ def test_a_stream_is_the_whole_answer_in_parts(client: openai.OpenAI) -> None:
         for usage in (whole.usage, chunks[-1].usage)
     )
     assert of_parts == of_whole
-    assert chunks[-1].usage.prompt_tokens_details.cached_tokens > 0
+    num_found = chunks[-1].usage.prompt_tokens_details.cached_tokens
+    assert num_found == (whole.usage.prompt_tokens - 1) // 16 * 16
     assert len({chunk.id for chunk in chunks}) == 1
     parts = [c.choices[0].logprobs for c in chunks if c.choices and c.choices[0].logprobs]
     told = [entry for part in parts for entry in part.content or []]
