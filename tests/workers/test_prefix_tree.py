@@ -40,13 +40,13 @@ def test_the_example_of_the_module() -> None:
 
 
 def test_what_the_first_datum_shares_with_one_outside_of_the_block_is_not_left_out() -> None:
-    tree = PrefixTree(letters("abc", "abd"), [2, 2])
+    tree = PrefixTree(letters("abc", "abx"), [2, 2])
 
     assert tree.num_rows == 4
 
 
 def test_data_without_prefixes_are_laid_end_to_end() -> None:
-    tree = PrefixTree(letters("abc", "abd"))
+    tree = PrefixTree(letters("abc", "abx"))
 
     assert not tree.is_shared
     assert tree.rows_N.tolist() == list(range(6))

@@ -1,4 +1,4 @@
-"""Which precision the base model gets when nobody says (decision 0005)."""
+"""Which precision the base model gets when nobody says (decision 0030)."""
 
 from __future__ import annotations
 
