@@ -25,7 +25,7 @@ from cyclora_workers.architecture import (
     eos_token_ids,
     module_group,
 )
-from cyclora_workers.attention import ATTENTION_NAME
+from cyclora_workers.attention import ATTENTION_NAME, UnsupportedAttention
 from cyclora_workers.context import ROW_ALIGNMENT, PassContext, Segment
 from cyclora_workers.cuda.grouped_linear import GroupedLinears, can_group
 from cyclora_workers.experts import MultiAdapterExperts
@@ -99,15 +99,24 @@ class BaseModel:
 
     @torch.no_grad()
     def _fuse(self) -> None:
-        """Let modules whose computation we know be computed with fewer operators."""
+        """Let modules whose computation we know be computed with fewer operators.
+
+        Raises:
+            UnsupportedModel: its attention asks for what ours does not compute.
+        """
         fuse_norms(self._inner)
         plan = RecordingAttention([0, ROW_ALIGNMENT])
         context = PassContext([Segment(0, ROW_ALIGNMENT, None)], plan)
         positions_T = torch.arange(ROW_ALIGNMENT, device=self.device)
         tokens_T = positions_T % self.config.vocab_size
-        fuse_attention(
-            decoder_layers(self._inner), plan, lambda: self.hidden(tokens_T, positions_T, context)
-        )
+        try:
+            fuse_attention(
+                decoder_layers(self._inner),
+                plan,
+                lambda: self.hidden(tokens_T, positions_T, context),
+            )
+        except UnsupportedAttention as error:
+            raise UnsupportedModel(str(error)) from error
 
     @classmethod
     def load(

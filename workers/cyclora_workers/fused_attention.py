@@ -92,6 +92,12 @@ class FusedAttention(nn.Module):
         self.scaling = scaling
         self.sliding_window = window
 
+    @property
+    def normalizes_heads(self) -> bool:
+        """Whether its norms, if any, are over one head each, not over all heads together."""
+        norms = [norm for norm in (self.q_norm, self.k_norm) if norm is not None]
+        return all(norm.weight.shape == (self.head_size,) for norm in norms)
+
     def forward(
         self,
         hidden_states: Tensor,
@@ -183,6 +189,8 @@ def fuse_attention(
         if given["position_embeddings"][0].shape[-1] != asked[0]:
             return
         candidate = FusedAttention(module, *asked)
+        if not candidate.normalizes_heads:
+            return
         if is_same(candidate(**given)[0], output[0]):
             fused[module] = candidate
 
