@@ -298,6 +298,10 @@ def test_ephemeral_weights_go_with_the_session_that_made_them(up: Running) -> No
     kept = model.save_weights_for_sampler("kept").result().path
     for _ in range(2):
         model.save_weights_and_get_sampling_client().result()
+    # Nothing behind a load needs what lies before it, so it waits for files that are still written.
+    state = model.save_state("state").result().path
+    with pytest.warns((DeprecationWarning, FutureWarning)):
+        model.load_state(state).result()  # pyright: ignore[reportDeprecated]
     folder = up.folder / "storage" / "checkpoints" / model.model_id / "sampler_weights"
     assert len(list(folder.iterdir())) == 3
 
