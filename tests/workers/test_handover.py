@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -274,6 +276,34 @@ async def test_weights_that_nobody_wants_any_more_leave_no_files(
 
     assert files(harness, 0) == []
     assert await harness.store.handovers.of_model(MODEL) == {}
+
+
+async def test_a_fenced_worker_puts_away_what_it_was_still_writing(
+    harness: Harness, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await harness.create()
+    await hand_over(harness, 0)
+    await hand_over(harness, 1)
+    await harness.run_until_idle()
+    disk.is_full = False
+    gate, write = threading.Event(), Engine.write_frozen
+
+    def write_late(engine: Engine, *args: Any) -> int:
+        assert gate.wait(60)
+        return write(engine, *args)
+
+    monkeypatch.setattr(Engine, "write_frozen", write_late)
+    begun = harness.workers[-1]._handover  # pyright: ignore[reportPrivateUsage]
+    begun.write()
+    await asyncio.sleep(0)
+    stopping = asyncio.create_task(begun.stop())
+    # The worker in its place has written and deleted the same files meanwhile.
+    assert await harness.store.checkpoints.delete(path_of(0))
+    gate.set()
+    await stopping
+
+    assert files(harness, 0) == []
+    assert files(harness, 1) == []
 
 
 async def test_of_in_flight_saves_that_waited_only_the_last_is_written(

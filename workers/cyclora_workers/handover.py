@@ -149,6 +149,18 @@ class HandOver:
         with contextlib.suppress(OSError):  # reported where it was written
             await self.written()
 
+    async def stop(self) -> None:
+        """Bring the files that are being written to their end, and begin no others.
+
+        They come too late when another worker has this one's models: its files may be gone already,
+        and these are put away again like those that nobody wants.
+        """
+        for key in list(self._unwritten)[1:]:
+            del self._unwritten[key]
+        if self._writing is not None:
+            with contextlib.suppress(OSError):  # reported where it was written
+                await self._writing
+
     async def _write_now(self) -> None:
         self.write()
         if self._writing is not None:

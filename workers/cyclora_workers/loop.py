@@ -104,15 +104,19 @@ class Worker:
         Raises:
             FencedOut: this worker was declared dead; its process should start anew.
         """
-        async with asyncio.TaskGroup() as tasks:
-            beating = tasks.create_task(self._stay_alive())
-            claiming = tasks.create_task(self._claim())
-            stop_waiter = tasks.create_task(stopping.wait())
-            while not stopping.is_set():
-                await self._turn(stop_waiter)
-            await self.drain()
-            for task in (beating, claiming):
-                task.cancel()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                beating = tasks.create_task(self._stay_alive())
+                claiming = tasks.create_task(self._claim())
+                stop_waiter = tasks.create_task(stopping.wait())
+                while not stopping.is_set():
+                    await self._turn(stop_waiter)
+                await self.drain()
+                for task in (beating, claiming):
+                    task.cancel()
+        except* FencedOut:
+            await self._handover.stop()
+            raise
         await self._store.workers.retire(self._worker_id)
         self._thread.shutdown()
 
