@@ -26,7 +26,7 @@ help:
 	@echo "make soak        five minutes of tenants that come and go, and what grows (SOAK_S=60: one minute)"
 	@echo "make check       formatting, lint, types, import contracts, spelling"
 	@echo "make bench       all benchmarks, in full"
-	@echo "make bench-quick  the same, small, in under 3 minutes"
+	@echo "make bench-quick  the same, small"
 	@echo "make performance  all benchmarks, written into docs/performance.md and README"
 
 venv: $(STAMP)
