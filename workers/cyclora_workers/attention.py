@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import AttentionInterface
 
-from cyclora_workers.attention_sinks import attend_with_sinks
+from cyclora_workers.attention_sinks import attend_heads
 from cyclora_workers.context import PassContext
 from cyclora_workers.cpu_attention import Run, attend_runs
 from cyclora_workers.rows import aligned_width, with_aligned_rows
@@ -73,9 +72,8 @@ def attention_forward(
             "plain causal attention, grouped heads, sliding windows and sinks"
         )
     layer_index: Any = module.layer_idx
-    sinks = () if s_aux is None else (s_aux,)
     attended_TNH = pass_context.attention.attend(
-        layer_index, query[0], key[0], value[0], scaling, sliding_window, *sinks
+        layer_index, query[0], key[0], value[0], scaling, sliding_window, s_aux
     )
     return attended_TNH.unsqueeze(0), None
 
@@ -93,6 +91,7 @@ class PackedAttention:
     def __init__(self, cu_seqlens: Sequence[int]) -> None:
         self._num_tokens = cu_seqlens[-1]
         self._sequences = [Run(start, 1, stop - start) for start, stop in pairwise(cu_seqlens)]
+        self._runs: dict[tuple[Any, ...], list[Run]] = {}
 
     def attend(
         self,
@@ -106,14 +105,7 @@ class PackedAttention:
     ) -> Tensor:
         """Implements ``AttentionPlan.attend``; surplus rows return zeros."""
         heads = (query_NTH, key_GTH, value_GTH)
-        runs: list[Run] = []
-        for sequence in self._sequences:
-            last = runs[-1] if runs else None
-            length = sequence.num_tokens_each
-            if last and last.num_tokens_each == length and _may_share_a_call(length, key_GTH):
-                runs[-1] = replace(last, num_sequences=last.num_sequences + 1)
-            else:
-                runs.append(sequence)
+        runs = self._runs_of(key_GTH)
         if query_NTH.device.type == "cpu":
             if sinks_N is None:
                 return attend_runs(runs, *heads, scaling, sliding_window)
@@ -128,6 +120,21 @@ class PackedAttention:
         ]
         outputs.append(query_NTH.new_zeros(surplus, query_NTH.shape[0], query_NTH.shape[2]))
         return torch.cat(outputs)
+
+    def _runs_of(self, key_GTH: Tensor) -> list[Run]:
+        """The sequences by calls; the same for all layers whose heads are alike."""
+        alike = (key_GTH.device.type, key_GTH.dtype, key_GTH.shape[0], key_GTH.shape[2])
+        if alike not in self._runs:
+            runs: list[Run] = []
+            for sequence in self._sequences:
+                last = runs[-1] if runs else None
+                length = sequence.num_tokens_each
+                if last and last.num_tokens_each == length and _may_share_a_call(length, key_GTH):
+                    runs[-1] = replace(last, num_sequences=last.num_sequences + 1)
+                else:
+                    runs.append(sequence)
+            self._runs[alike] = runs
+        return self._runs[alike]
 
 
 def _may_share_a_call(num_tokens_each: int, key_GTH: Tensor) -> bool:
@@ -171,26 +178,9 @@ def _attend_run(
     if window is not None and length > window:
         ones_LL = torch.ones(length, length, dtype=torch.bool, device=query.device)
         mask_LL = ones_LL.tril().triu(1 - window)
-    if sinks_N is not None:
-        repeats = query.shape[0] // key.shape[0]
-        attended_SNLH = attend_with_sinks(
-            batched(query),
-            batched(key).repeat_interleave(repeats, 1),
-            batched(value).repeat_interleave(repeats, 1),
-            sinks_N,
-            scaling,
-            None if mask_LL is None else torch.where(mask_LL, 0.0, float("-inf")).to(query.dtype),
-        )
-    else:
-        attended_SNLH = functional.scaled_dot_product_attention(
-            batched(query),
-            batched(key),
-            batched(value),
-            attn_mask=mask_LL,
-            is_causal=mask_LL is None,
-            scale=scaling,
-            enable_gqa=query.shape[0] != key.shape[0],
-        )
+    attended_SNLH = attend_heads(
+        batched(query), batched(key), batched(value), scaling, mask_LL, sinks_N
+    )
     attended_TE = attended_SNLH.transpose(1, 2).flatten(0, 1).flatten(1)
     # For the backward pass, which reads the gradient where it lies in that of all sequences.
     return with_aligned_rows(attended_TE).unflatten(1, query.shape[::2])

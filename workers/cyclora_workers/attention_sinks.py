@@ -10,7 +10,7 @@ given the scaled output, and the log-sum-exp with the sink in it, computes its g
     lse' = log(exp(lse) + exp(sink));   out' = out * exp(lse - lse')
     p = exp(s - lse');   ds = p * (dout' v^T - sum(dout' * out'))
 
-Legend: S sequences, N query heads, L queries, K keys, H head size.
+Legend: S sequences, N query heads, G key-value heads, L queries, K keys, H head size.
 """
 
 from __future__ import annotations
@@ -19,8 +19,46 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 _aten: Any = torch.ops.aten
+
+
+def attend_heads(
+    query_SNLH: Tensor,
+    key_SGKH: Tensor,
+    value_SGKH: Tensor,
+    scaling: float,
+    visible_LK: Tensor | None,
+    sinks_N: Tensor | None,
+) -> Tensor:
+    """Attention of grouped heads under autograd, with or without sinks; causal without a mask.
+
+    Shapes:
+        visible_LK: bool. Returns [S, N, L, H].
+    """
+    if sinks_N is None:
+        return functional.scaled_dot_product_attention(
+            query_SNLH,
+            key_SGKH,
+            value_SGKH,
+            attn_mask=visible_LK,
+            is_causal=visible_LK is None,
+            scale=scaling,
+            enable_gqa=query_SNLH.shape[1] != key_SGKH.shape[1],
+        )
+    repeats = query_SNLH.shape[1] // key_SGKH.shape[1]
+    mask_LK = None
+    if visible_LK is not None:
+        mask_LK = torch.where(visible_LK, 0.0, float("-inf")).to(query_SNLH.dtype)
+    return attend_with_sinks(
+        query_SNLH,
+        key_SGKH.repeat_interleave(repeats, 1),
+        value_SGKH.repeat_interleave(repeats, 1),
+        sinks_N,
+        scaling,
+        mask_LK,
+    )
 
 
 def attend_with_sinks(

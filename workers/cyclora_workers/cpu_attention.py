@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cyclora_workers.rows import aligned_width
+from cyclora_workers.rows import aligned_width, empty_with_aligned_rows
 
 _MAX_CAST_TOKENS = 512
 """Up to this many tokens torch's kernel is faster on operands cast to fp32 (docs/log.md):
@@ -144,10 +144,9 @@ def _tokens_first(heads_NTH: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _empty_tokens_first(heads_NTH: Tensor, dtype: torch.dtype) -> Tensor:
-    num_heads, num_rows, head_size = heads_NTH.shape
-    num_columns = num_heads * head_size
-    rows_TC = heads_NTH.new_empty(num_rows, aligned_width(num_columns, dtype), dtype=dtype)
-    return rows_TC[:, :num_columns].unflatten(1, (num_heads, head_size)).transpose(0, 1)
+    num_heads, _, head_size = heads_NTH.shape
+    rows_TC = empty_with_aligned_rows(heads_NTH, num_heads * head_size, dtype)
+    return rows_TC.unflatten(1, (num_heads, head_size)).transpose(0, 1)
 
 
 def _zeros_tokens_first(heads_NTH: Tensor) -> Tensor:

@@ -22,11 +22,11 @@ from cyclora_workers.architecture import UnsupportedModel
 from cyclora_workers.multi_adapter_linear import (
     PassHolder,
     SegmentAdapter,
-    accumulate_gradients_,
     add_low_rank_,
+    low_ranks_backward_,
 )
 from cyclora_workers.routing import ExpertRun, Routing
-from cyclora_workers.rows import aligned_width, with_aligned_rows
+from cyclora_workers.rows import empty_with_aligned_rows, with_aligned_rows
 
 _VECTOR_ELEMENTS = 32
 _SERIAL_ELEMENTS = 16_384
@@ -84,11 +84,6 @@ def _of_expert(module: ModuleAdapter, expert: int) -> ModuleAdapter:
     )
 
 
-def _empty_rows(like: Tensor, num_columns: int) -> Tensor:
-    width = aligned_width(num_columns, like.dtype)
-    return like.new_empty(like.shape[0], width)[:, :num_columns]
-
-
 class _ExpertProductFunction(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -100,7 +95,7 @@ class _ExpertProductFunction(torch.autograd.Function):
         adapters: Sequence[SegmentAdapter],
     ) -> Tensor:
         x_PD = with_aligned_rows(x_PD)
-        y_PF = _empty_rows(x_PD, matrices.out_features)
+        y_PF = empty_with_aligned_rows(x_PD, matrices.out_features, x_PD.dtype)
         matrices.product_(y_PF, x_PD, routing)
         ctx.lows = [add_low_rank_(y_PF, x_PD, adapter) for adapter in adapters]
         ctx.others = matrices, routing, adapters
@@ -114,16 +109,9 @@ class _ExpertProductFunction(torch.autograd.Function):
         matrices, routing, adapters = ctx.others
         dx_PD = None
         if ctx.needs_input_grad[0]:
-            dx_PD = _empty_rows(dy_PF, matrices.in_features)
+            dx_PD = empty_with_aligned_rows(dy_PF, matrices.in_features, dy_PF.dtype)
             matrices.transposed_product_(dx_PD, dy_PF, routing)
-        for adapter, low_NR in zip(adapters, ctx.lows, strict=True):
-            rows = slice(adapter.start, adapter.stop)
-            if x_PD is not None:
-                dlow_NR = accumulate_gradients_(adapter, dy_PF[rows], x_PD[rows], low_NR)
-            else:
-                dlow_NR = (dy_PF[rows] @ adapter.adapter.lora_B_FR).mul_(adapter.scaling)
-            if dx_PD is not None:
-                dx_PD[rows].addmm_(dlow_NR, adapter.adapter.lora_A_RD)
+        low_ranks_backward_(adapters, ctx.lows, dy_PF, x_PD, dx_PD)
         return None if dx_PD is None else dx_PD.contiguous(), None, None, None, None
 
 

@@ -121,6 +121,33 @@ def accumulate_gradients_(
     return dlow_NR
 
 
+def low_ranks_backward_(
+    segments: Sequence[SegmentAdapter],
+    lows: Sequence[Tensor],
+    dy_TF: Tensor,
+    x_TD: Tensor | None,
+    dx_TD: Tensor | None,
+) -> None:
+    """What all segments' low-rank parts add to their adapters' gradients and to ``dx_TD``.
+
+    Args:
+        segments: as ``add_low_rank_`` took them.
+        lows: what it returned.
+        dy_TF: gradient of the output, with aligned rows.
+        x_TD: the input, with aligned rows; None where no adapter is trained.
+        dx_TD: gradient of the input, added to in place; None where nothing wants it.
+    """
+    for segment, low_NR in zip(segments, lows, strict=True):
+        rows = slice(segment.start, segment.stop)
+        if x_TD is not None:
+            dlow_NR = accumulate_gradients_(segment, dy_TF[rows], x_TD[rows], low_NR)
+        else:
+            dlow_NR = linear(dy_TF[rows], segment.adapter.lora_B_FR.t(), None)
+            dlow_NR.mul_(segment.scaling)
+        if dx_TD is not None:
+            _addmm_(dx_TD[rows], dlow_NR, segment.adapter.lora_A_RD, 1.0)
+
+
 def _addmm_(target: Tensor, left: Tensor, right: Tensor, alpha: float) -> None:
     """``target += alpha * left @ right``, without rounding the product to the operands' dtype."""
     if left.is_cuda and target.dtype != left.dtype:
@@ -160,15 +187,7 @@ class _MultiAdapterFunction(torch.autograd.Function):
         dx_TD = None
         if ctx.needs_input_grad[0]:
             dx_TD = linear_with_aligned_rows(dy_TF, ctx.weight_FD.t(), None)
-        for segment, low_NR in zip(ctx.segments, ctx.lows, strict=True):
-            rows = slice(segment.start, segment.stop)
-            if x_TD is not None:
-                dlow_NR = accumulate_gradients_(segment, dy_TF[rows], x_TD[rows], low_NR)
-            else:
-                dlow_NR = linear(dy_TF[rows], segment.adapter.lora_B_FR.t(), None)
-                dlow_NR.mul_(segment.scaling)
-            if dx_TD is not None:
-                _addmm_(dx_TD[rows], dlow_NR, segment.adapter.lora_A_RD, 1.0)
+        low_ranks_backward_(ctx.segments, ctx.lows, dy_TF, x_TD, dx_TD)
         return None if dx_TD is None else dx_TD.contiguous(), None, None, None, None
 
 

@@ -10,22 +10,21 @@ Legend: T packed tokens, R rows of a block, N query heads, G key-value heads, H 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, groupby
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from cyclora_workers.attention import PackedAttention
 from cyclora_workers.attention_parts import attend_part, join_part_, part_gradients
-from cyclora_workers.attention_sinks import add_sinks, attend_with_sinks
+from cyclora_workers.attention_sinks import add_sinks, attend_heads
 from cyclora_workers.context import AttentionPlan
 from cyclora_workers.packed_plan import packed_attention
 from cyclora_workers.prefix_tree import Node, PrefixTree
-from cyclora_workers.rows import aligned_width, with_aligned_rows
+from cyclora_workers.rows import empty_with_aligned_rows, with_aligned_rows
 
 
 def training_attention(
@@ -33,18 +32,21 @@ def training_attention(
 ) -> AttentionPlan:
     """The plan of a microbatch of these blocks, in the order of their rows."""
     if not any(tree.is_shared for tree in trees):
-        sizes = [size for tree in trees for size in tree.sizes]
-        cu_seqlens = [0, *np.cumsum(sizes).tolist()]
-        return packed_attention(cu_seqlens, device=device, dtype=dtype, head_size=head_size)
+        return packed_attention(_bounds(trees), device=device, dtype=dtype, head_size=head_size)
     plans: list[tuple[int, AttentionPlan]] = []
     for is_shared, neighbours in groupby(trees, key=lambda tree: tree.is_shared):
         if is_shared:
             plans += [(tree.num_rows, PrefixAttention(tree)) for tree in neighbours]
         else:
-            sizes = [size for tree in neighbours for size in tree.sizes]
-            plans.append((sum(sizes), PackedAttention([0, *np.cumsum(sizes).tolist()])))
+            bounds = _bounds(neighbours)
+            plans.append((bounds[-1], PackedAttention(bounds)))
     # Sequences without prefixes take the same calls whether others share prefixes or not.
     return plans[0][1] if len(plans) == 1 else _SideBySide(plans)
+
+
+def _bounds(trees: Iterable[PrefixTree]) -> list[int]:
+    """Where the sequences of trees without shared prefixes begin, and the last one's end."""
+    return list(accumulate((size for tree in trees for size in tree.sizes), initial=0))
 
 
 class _SideBySide:
@@ -126,27 +128,14 @@ class PrefixAttention:
         for query, (rows_S, mask_LS) in zip(
             query_NRH.split(sizes, 1), self._windows[window], strict=True
         ):
-            key = with_aligned_rows(key_GRH.index_select(1, rows_S)).unsqueeze(0)
-            value = with_aligned_rows(value_GRH.index_select(1, rows_S)).unsqueeze(0)
-            if sinks_N is not None:
-                repeats = query.shape[0] // key.shape[1]
-                attended_1NLH = attend_with_sinks(
-                    query.unsqueeze(0),
-                    key.repeat_interleave(repeats, 1),
-                    value.repeat_interleave(repeats, 1),
-                    sinks_N,
-                    scaling,
-                    torch.where(mask_LS, 0.0, float("-inf")).to(query.dtype),
-                )
-            else:
-                attended_1NLH = functional.scaled_dot_product_attention(
-                    query.unsqueeze(0),
-                    key,
-                    value,
-                    attn_mask=mask_LS,
-                    scale=scaling,
-                    enable_gqa=query.shape[0] != key.shape[1],
-                )
+            attended_1NLH = attend_heads(
+                query.unsqueeze(0),
+                with_aligned_rows(key_GRH.index_select(1, rows_S)).unsqueeze(0),
+                with_aligned_rows(value_GRH.index_select(1, rows_S)).unsqueeze(0),
+                scaling,
+                mask_LS,
+                sinks_N,
+            )
             outputs.append(attended_1NLH[0].transpose(0, 1))
         return torch.cat(outputs)
 
@@ -230,7 +219,6 @@ class _TreeFunction(torch.autograd.Function):
 
 def _aligned_zeros(heads_NRH: Tensor) -> Tensor:
     """Shapes: returns [R, N, H] fp32, where every row begins at an aligned address."""
-    num_heads, num_rows, head_size = heads_NRH.shape
-    width = num_heads * head_size
-    zeros = heads_NRH.new_zeros(num_rows, aligned_width(width, torch.float32), dtype=torch.float32)
-    return zeros[:, :width].unflatten(1, (num_heads, head_size))
+    num_heads, _, head_size = heads_NRH.shape
+    rows_RC = empty_with_aligned_rows(heads_NRH, num_heads * head_size, torch.float32)
+    return rows_RC.zero_().unflatten(1, (num_heads, head_size))

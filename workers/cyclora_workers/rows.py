@@ -42,6 +42,16 @@ def with_aligned_rows(x_TD: Tensor) -> Tensor:
     return functional.pad(x_TD, (0, missing))[..., :num_columns]
 
 
+def empty_with_aligned_rows(like: Tensor, num_columns: int, dtype: torch.dtype) -> Tensor:
+    """A matrix to be written, with rows at aligned addresses and as many as ``like`` has.
+
+    Shapes:
+        like: [..., T, C]. Returns [T, num_columns]; what lies between its rows is never read.
+    """
+    width = aligned_width(num_columns, dtype)
+    return like.new_empty(like.shape[-2], width, dtype=dtype)[:, :num_columns]
+
+
 def linear_with_aligned_rows(x_TD: Tensor, weight_FD: Tensor, bias_F: Tensor | None) -> Tensor:
     """``x W^T + bias`` over all packed rows, read from and written to aligned rows; no autograd.
 
@@ -49,10 +59,9 @@ def linear_with_aligned_rows(x_TD: Tensor, weight_FD: Tensor, bias_F: Tensor | N
     """
     x_TD = with_aligned_rows(x_TD)
     num_features = weight_FD.shape[0]
-    width = aligned_width(num_features, x_TD.dtype)
-    if width == num_features:
+    if aligned_width(num_features, x_TD.dtype) == num_features:
         return linear(x_TD, weight_FD, bias_F)
-    y_TF = x_TD.new_empty(x_TD.shape[0], width)[:, :num_features]
+    y_TF = empty_with_aligned_rows(x_TD, num_features, x_TD.dtype)
     if bias_F is None:
         return torch.mm(x_TD, weight_FD.t(), out=y_TF)
     return torch.addmm(bias_F, x_TD, weight_FD.t(), out=y_TF)
