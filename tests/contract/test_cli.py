@@ -92,7 +92,11 @@ def cli(up: Running, tmp_path: Path) -> Cli:
 
 @pytest.fixture(scope="module")
 def model(up: Running) -> tinker.TrainingClient:
-    """A model of the user's that was trained and saved."""
+    """A model of the user's that was trained and saved; tests may add to it, and take nothing."""
+    return trained(up)
+
+
+def trained(up: Running) -> tinker.TrainingClient:
     made = up.service(TENANT).create_lora_training_client(BASE_MODEL, rank=4).result()
     train(made, [datum()], 2)
     made.save_state("state", user_metadata={"step": "2"}).result()
@@ -216,7 +220,8 @@ def test_a_checkpoint_gets_a_lifetime_and_loses_it(cli: Cli, model: tinker.Train
     assert cli.run("checkpoint", "set-ttl", path, "--ttl", "60").returncode != 0
 
 
-def test_checkpoints_are_deleted_by_path_and_by_run(cli: Cli, model: tinker.TrainingClient) -> None:
+def test_checkpoints_are_deleted_by_path_and_by_run(cli: Cli, up: Running) -> None:
+    model = trained(up)
     paths = [model.save_state(name).result().path for name in ("d1", "d2")]
     run = ["--run-id", model.model_id]
     tomorrow = (datetime.now(UTC) + timedelta(days=1)).date().isoformat()
@@ -224,7 +229,6 @@ def test_checkpoints_are_deleted_by_path_and_by_run(cli: Cli, model: tinker.Trai
     cli("checkpoint", "delete", *paths, "--yes")
     left = cli.json("checkpoint", "list", *run)["checkpoints"]
     assert not {each["tinker_path"] for each in left} & set(paths)
-    model.save_weights_for_sampler("d3").result()
     old = cli("checkpoint", "delete", *run, "--before", "2020-01-01", "--yes")
     assert "No checkpoints found" in old
     cli(*("checkpoint", "delete", *run), "--type", "sampler_weights", "--before", tomorrow, "--yes")
