@@ -9,18 +9,18 @@ import argparse
 import gc
 import multiprocessing
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 import torch
-from machine import caption, table
-from rich.progress import track
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from machine import Aim, Plot, aims_table, caption, progress, table
+from shapes import Shape
 
 from cyclora_core.operations import Datum, LoraConfig, OptimStepBody, PassBody
 from cyclora_workers import tiny_chat
-from cyclora_workers.activation_memory import measure_activation_memory
 from cyclora_workers.adapter import AdapterState
 from cyclora_workers.base_model import BaseModel
 from cyclora_workers.engine import Engine, Pass
@@ -32,10 +32,16 @@ MIB = 2**20
 CPU = torch.device("cpu")
 RANKS = (8, 16, 32, 64)
 NUM_ADAPTERS = 8
-VOCAB_SIZE = 151_936
+# The vocabulary of Qwen3 over as few layers as possible: what counts here is the head.
+LARGE_VOCABULARY = Shape("2 x 64", 2, 64, 128, 2, 1, 32, 151_936)
 BATCH_TOKENS = 32_768
+QUICK_BATCH_TOKENS = 4096
 DATUM_TOKENS = 2048
 NUM_TENANTS = 4
+CYCLES = 1000
+QUICK_CYCLES = 20
+WARM_UP_CYCLES = 100
+"""Until caches are full and the allocator has what it needs."""
 PARTS = ("adapters", "batch", "cycles")
 
 
@@ -65,12 +71,13 @@ def tiny(dtype: torch.dtype) -> BaseModel:
     return BaseModel.load(tiny_chat.MODEL_NAME, tiny_chat.model_dir(), dtype=dtype, device=CPU)
 
 
-def adapters(dtype: torch.dtype) -> None:
+def adapters(dtype_name: str, ranks: Sequence[int]) -> list[Aim]:
     """Bytes of a resident adapter: by its layout, and as the process grows."""
+    dtype = getattr(torch, dtype_name)
     base_model = tiny(dtype)
     rows: list[list[str]] = []
     kept: list[AdapterState] = []
-    for rank in RANKS:
+    for rank in ranks:
         num_elements = sum(
             rank * (module.in_features + module.out_features)
             for module in base_model.target_modules
@@ -94,54 +101,56 @@ def adapters(dtype: torch.dtype) -> None:
                 f"{measured / MIB:.2f}",
             ]
         )
-    print(caption(f"MiB of one resident adapter, {tiny_chat.MODEL_NAME} in {dtype}"))
-    print(table(["lora_rank", "parameters", "16 + itemsize bytes each", "buffers", "RSS"], rows))
+    what = f"**{tiny_chat.MODEL_NAME}, {dtype_name}.** MiB of one resident adapter"
+    header = ["lora_rank", "parameters", f"{16 + dtype.itemsize} bytes each", "buffers", "RSS"]
+    plot = Plot(f"one adapter, {dtype_name}", header[0], header[2::2], "MiB")
+    print(f"{caption(what)}\n\n{table(header, rows, plot)}\n", flush=True)
+    return []
 
 
-def large_batch() -> None:
-    """The peak of one forward and backward of 32k tokens with a vocabulary of 150k."""
-    config = Qwen3Config(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        tie_word_embeddings=True,
-    )
-    rows: list[list[str]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        Qwen3ForCausalLM(config).save_pretrained(folder)
-        base_model = BaseModel.load("large-vocabulary", folder, dtype=torch.bfloat16, device=CPU)
-    memory = measure_activation_memory(base_model)
+def large_batch(batches: Sequence[int]) -> list[Aim]:
+    """The peak of a forward and backward as one microbatch, over a vocabulary of 150k.
+
+    Nearly all of the time goes to the elements of logits, tokens times vocabulary of them, which
+    are made, normalised and thrown away in chunks; it grows with the tokens, the peak must not.
+    """
+    shape = LARGE_VOCABULARY
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = shape.folder(Path(scratch))
+        base_model = BaseModel.load(shape.name, folder, dtype=torch.bfloat16, device=CPU)
     state = AdapterState.create(base_model, LoraConfig(8, train_unembed=False))
-    work = body([DATUM_TOKENS] * (BATCH_TOKENS // DATUM_TOKENS), VOCAB_SIZE, 0)
-    # The same bits in each: how a batch is cut, and what is computed twice, changes no number.
-    for name, max_tokens, max_kept_tokens in (
-        ("microbatches of 4,096", 4096, None),
-        ("one microbatch", BATCH_TOKENS, None),
-        ("one microbatch, layers computed again", BATCH_TOKENS, 0),
-    ):
+    rows: list[list[str]] = []
+    aims: list[Aim] = []
+    for num_tokens in batches:
+        work = body([DATUM_TOKENS] * (num_tokens // DATUM_TOKENS), shape.vocab_size, 0)
+        logits_bytes = 4 * num_tokens * shape.vocab_size
         gc.collect()
         before = memory_bytes("VmRSS")
         forget_peak()
-        passes = PackedPasses(
-            base_model,
-            [PassItem("r", state, work, True)],
-            max_tokens_per_microbatch=max_tokens,
-            max_kept_tokens=max_kept_tokens,
-        )
-        for _ in track(passes, total=-(-BATCH_TOKENS // max_tokens), description=name):
+        began_mono_s = time.perf_counter()
+        for _ in PackedPasses(
+            base_model, [PassItem("r", state, work, True)], max_tokens_per_microbatch=num_tokens
+        ):
             pass
-        rows.append([name, f"{(memory_bytes('VmHWM') - before) / MIB:,.0f}"])
-    rows.append(["(logits of all tokens in fp32)", f"{4 * BATCH_TOKENS * VOCAB_SIZE / MIB:,.0f}"])
-    kept = f"{memory.bytes_per_token / 1024:.1f} KiB a token, estimated"
-    print(caption(f"Peak MiB of {BATCH_TOKENS:,} tokens, vocabulary {VOCAB_SIZE:,}; {kept}"))
-    print(table(["run as", "peak above the model"], rows))
+        seconds = time.perf_counter() - began_mono_s
+        peak = memory_bytes("VmHWM") - before
+        found = [f"{each / MIB:,.0f}" for each in (peak, logits_bytes)]
+        rows.append([f"{num_tokens:,}", *found, f"{peak / logits_bytes:.2f}", f"{seconds:.0f}"])
+        if num_tokens == BATCH_TOKENS:
+            where = f"{num_tokens:,} tokens, vocabulary {shape.vocab_size:,}"
+            aim = "peak of a batch over its logits in fp32"
+            aims.append(Aim(aim, where, 0.25, peak / logits_bytes, is_bound_above=True))
+    what = (
+        f"**{shape.name}, bfloat16.** Peak in MiB, above the model, of a forward_backward of "
+        f"data of {DATUM_TOKENS:,} tokens as one microbatch, vocabulary {shape.vocab_size:,}"
+    )
+    header = ["tokens", "peak", "logits of all in fp32", "peak / logits", "seconds"]
+    plot = Plot(f"vocabulary {shape.vocab_size:,}", header[0], header[1:3], "MiB")
+    print(f"{caption(what)}\n\n{table(header, rows, plot)}\n", flush=True)
+    return aims
 
 
-def many_cycles(num_cycles: int = 1000) -> None:
+def many_cycles(num_cycles: int) -> list[Aim]:
     """RSS while tenants train and hand over weights, cycle after cycle."""
     base_model = tiny(torch.float32)
     engine = Engine(
@@ -153,8 +162,8 @@ def many_cycles(num_cycles: int = 1000) -> None:
     )
     for tenant in range(NUM_TENANTS):
         engine.create(f"m{tenant}", LoraConfig(8, seed=tenant))
-    rows: list[list[str]] = []
-    for cycle in track(range(1, num_cycles + 1), description="cycles"):
+    found: dict[int, int] = {}
+    for cycle in progress(range(1, num_cycles + 1), "cycles"):
         rng = np.random.default_rng(cycle)
         passes = [
             Pass(
@@ -170,34 +179,64 @@ def many_cycles(num_cycles: int = 1000) -> None:
         for tenant in range(NUM_TENANTS):
             engine.optim_step(f"m{tenant}", OptimStepBody())
             engine.freeze_for_sampling(f"m{tenant}", Path(f"/m{tenant}/{cycle}"))
-        if cycle in (50, 100) or cycle % (num_cycles // 5) == 0:
+        if cycle % (num_cycles // 5) == 0:
             gc.collect()
-            rows.append([str(cycle), f"{memory_bytes('VmRSS') / MIB:,.1f}"])
-    what = f"RSS in MiB over cycles of {NUM_TENANTS} tenants, {tiny_chat.MODEL_NAME}"
-    print(caption(what))
-    print(table(["cycle", "RSS"], rows))
+            found[cycle] = memory_bytes("VmRSS")
+    what = (
+        f"**{tiny_chat.MODEL_NAME}, float32.** RSS in MiB over cycles of {NUM_TENANTS} tenants, "
+        f"each with a forward_backward, an optim_step and a hand-over"
+    )
+    rows = [[f"{cycle:,}", f"{rss / MIB:,.1f}"] for cycle, rss in found.items()]
+    plot = Plot("resident memory", "cycle", ["RSS"], "MiB")
+    print(f"{caption(what)}\n\n{table(['cycle', 'RSS'], rows, plot)}\n", flush=True)
+    first, *_, last = found
+    if first < WARM_UP_CYCLES:
+        return []
+    where = f"cycle {last:,} over cycle {first:,}"
+    aim = "resident memory over many cycles"
+    return [Aim(aim, where, 1.02, found[last] / found[first], is_bound_above=True)]
 
 
-def in_own_process(part: Callable[..., None], *args: object) -> None:
-    process = multiprocessing.get_context("spawn").Process(target=part, args=args)
+def in_own_process(part: Callable[..., list[Aim]], *arguments: object) -> list[Aim]:
+    """What a part says of the aims.
+
+    Raises:
+        EOFError: its process died.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(theirs, part, arguments))
     process.start()
+    # Else a process that died would be waited for without end.
+    theirs.close()
+    aims: list[Aim] = ours.recv()
     process.join()
-    if process.exitcode != 0:
-        raise SystemExit(f"{part.__name__} ended with {process.exitcode}")
+    return aims
+
+
+def _send(pipe: Connection, part: Callable[..., list[Aim]], arguments: Sequence[object]) -> None:
+    pipe.send(part(*arguments))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cycles", type=int, default=1000)
+    parser.add_argument(
+        "--quick", action="store_true", help="bfloat16, a smaller batch, fewer cycles"
+    )
+    parser.add_argument("--cycles", type=int, default=CYCLES)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     options = parser.parse_args()
+    aims: list[Aim] = []
     if "adapters" in options.parts:
-        for dtype in (torch.float32, torch.bfloat16):
-            in_own_process(adapters, dtype)
+        for dtype_name in ["bfloat16"] if options.quick else ["float32", "bfloat16"]:
+            aims += in_own_process(adapters, dtype_name, RANKS)
     if "batch" in options.parts:
-        in_own_process(large_batch)
+        batches = [QUICK_BATCH_TOKENS] if options.quick else [QUICK_BATCH_TOKENS, BATCH_TOKENS]
+        aims += in_own_process(large_batch, batches)
     if "cycles" in options.parts:
-        in_own_process(many_cycles, options.cycles)
+        aims += in_own_process(many_cycles, QUICK_CYCLES if options.quick else options.cycles)
+    if aims:
+        print(aims_table(aims))
 
 
 if __name__ == "__main__":
