@@ -10,23 +10,23 @@ Base models have the shapes of Qwen3 and random weights in bfloat16: nothing is 
 - decode: steps from CUDA graphs with logits and greedy choice, against the time that reading the
   weights and the keys and values once takes at this card's own copy rate.
 
-On a CPU (``--device cpu --shapes tiny --tenants 2 --tokens 256``) it only shows that it runs;
+Ways that do the same take turns. On a CPU (``--quick --device cpu``) it only shows that it runs;
 decoding is left out there.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from machine import caption, table
+from gpu_decode import DECODE_HEADER, LORA_RANK, Decoding, decode_rows
+from machine import Aim, Plot, aims_table, caption, table
 from peft import LoraConfig as PeftConfig
 from peft import get_peft_model
+from rounds import Rounds, interleaved
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen3Config
 
@@ -35,9 +35,6 @@ from cyclora_workers.adapter import AdapterLayout, AdapterState
 from cyclora_workers.attention import ATTENTION_NAME
 from cyclora_workers.base_model import BaseModel
 from cyclora_workers.context import PassContext, Segment
-from cyclora_workers.cuda.decode_graphs import DecodeGraphs
-from cyclora_workers.cuda.paged_attention import PagedSpan
-from cyclora_workers.cuda.segment_table import AddressBook
 from cyclora_workers.optimizer import optimizer_step
 from cyclora_workers.packed_plan import packed_attention
 from cyclora_workers.pass_blocks import PassItem
@@ -51,11 +48,20 @@ SHAPES = {
 }
 """Hidden, intermediate, layers, query heads, key-value heads, head size, vocabulary."""
 
-LORA_RANK = 8
 DATUM_TOKENS = (32, 257)
-BLOCK_TOKENS = 16
 BYTES_PER_ELEMENT = 18
 """Of an adapter: master, gradient and two moments in fp32, the compute copy in bfloat16."""
+TRAIN_HEADER = [
+    "tenants",
+    "tokens",
+    "ours",
+    "peft",
+    "bound",
+    "ours / peft",
+    "ours / bound",
+    "layers / no adapter",
+    "TFLOP/s",
+]
 
 
 def config_of(shape: str) -> Qwen3Config:
@@ -81,28 +87,27 @@ def random_model(shape: str, device: torch.device, attention: str) -> Any:
         )
 
 
-def seconds(step: Callable[[], object], rounds: int, device: torch.device) -> float:
-    """Median duration, after two calls that compile and allocate."""
-    taken: list[float] = []
-    for _ in range(rounds + 2):
-        _wait(device)
-        started = time.perf_counter()
+def finished(step: Callable[[], object], device: torch.device) -> Callable[[], None]:
+    """The same, which returns when the device has done it."""
+
+    def way() -> None:
         step()
-        _wait(device)
-        taken.append(time.perf_counter() - started)
-    return statistics.median(taken[2:])
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return way
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+def seconds(step: Callable[[], object], device: torch.device) -> float:
+    """Median duration of something that is compared with nothing."""
+    return interleaved({"it": finished(step, device)}, 5, num_warm_ups=2).median_s("it")
 
 
 def matrix_rate(device: torch.device) -> float:
     """FLOP/s of a large bfloat16 product: what this card gives, not what its sheet says."""
     size = 8192 if device.type == "cuda" else 512
     left = torch.randn(size, size, device=device, dtype=torch.bfloat16)
-    return 2 * size**3 / seconds(lambda: left @ left, 5, device)
+    return 2 * size**3 / seconds(lambda: left @ left, device)
 
 
 def copy_rate(device: torch.device) -> float:
@@ -110,7 +115,7 @@ def copy_rate(device: torch.device) -> float:
     size = 2**31 if device.type == "cuda" else 2**24
     source = torch.empty(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return 2 * size / seconds(lambda: target.copy_(source), 5, device)
+    return 2 * size / seconds(lambda: target.copy_(source), device)
 
 
 def bodies(num_tenants: int, num_tokens: int, vocab_size: int) -> list[PassBody]:
@@ -218,46 +223,82 @@ def peft_step(shape: str, work: list[PassBody], device: torch.device) -> Callabl
     return step
 
 
-def train_rows(
-    shape: str, base_model: BaseModel, options: argparse.Namespace, peak: float
-) -> list[list[str]]:
-    """One row per number of tenants that fits."""
-    rows: list[list[str]] = []
-    device, frozen = base_model.device, frozen_weights(base_model)
+def fits(base_model: BaseModel, num_tenants: int, *, has_peft: bool) -> bool:
+    """Whether weights and adapters leave a third of the card to activations."""
+    if base_model.device.type != "cuda":
+        return True
     config = LoraConfig(LORA_RANK, train_unembed=False)
     elements = AdapterLayout(base_model.target_modules, config).num_elements
+    num_models = 2 if has_peft else 1
+    needed = num_models * (
+        num_tenants * elements * BYTES_PER_ELEMENT + 2 * base_model.num_parameters
+    )
+    return needed < 0.67 * torch.cuda.get_device_properties(0).total_memory
+
+
+def measure_training(
+    shape: str, base_model: BaseModel, num_tenants: int, options: argparse.Namespace
+) -> tuple[int, Rounds]:
+    """Tokens of a step of all tenants, and every way to do it."""
+    device = base_model.device
+    config = LoraConfig(LORA_RANK, train_unembed=False)
+    states = [AdapterState.create(base_model, config) for _ in range(num_tenants)]
+    work = bodies(num_tenants, options.tokens, base_model.vocab_size)
+    ways: dict[str, Callable[[], object]] = {
+        "ours": train_step(base_model, states, work, options.microbatch_tokens),
+        "layers": layers_step(base_model, states, work),
+        "bare layers": layers_step(base_model, None, work),
+    }
+    if num_tenants <= options.peft_tenants and fits(base_model, num_tenants, has_peft=True):
+        ways["peft"] = peft_step(shape, work, device)
+    timed = {name: finished(way, device) for name, way in ways.items()}
+    num_tokens = sum(sum(lengths_of(body)) for body in work)
+    description = f"{shape}, {num_tenants} tenants"
+    return num_tokens, interleaved(timed, options.rounds, description, num_warm_ups=2)
+
+
+def train_rows(
+    shape: str, base_model: BaseModel, options: argparse.Namespace, peak: float
+) -> tuple[list[list[str]], list[Aim]]:
+    """One row per number of tenants, and what they say of the aims."""
+    rows: list[list[str]] = []
+    aims: list[Aim] = []
+    speeds: dict[int, float] = {}
+    where = f"{shape}, bfloat16, {options.device}"
     for num_tenants in options.tenants:
-        needed = num_tenants * elements * BYTES_PER_ELEMENT + 2 * base_model.num_parameters
-        if (
-            device.type == "cuda"
-            and needed > 0.7 * torch.cuda.get_device_properties(0).total_memory
-        ):
-            rows.append([shape, str(num_tenants), "does not fit", *["-"] * 4])
+        if not fits(base_model, num_tenants, has_peft=False):
+            rows.append([str(num_tenants), "does not fit", *["-"] * (len(TRAIN_HEADER) - 2)])
             continue
-        states = [AdapterState.create(base_model, config) for _ in range(num_tenants)]
-        work = bodies(num_tenants, options.tokens, base_model.vocab_size)
-        num_tokens = sum(sum(lengths_of(body)) for body in work)
-        step = train_step(base_model, states, work, options.microbatch_tokens)
-        speed = num_tokens / seconds(step, options.rounds, device)
-        layers = seconds(layers_step(base_model, states, work), options.rounds, device)
-        bare = seconds(layers_step(base_model, None, work), options.rounds, device)
-        del states, step
-        against = "-"
-        if num_tenants <= options.peft_tenants:
-            theirs = num_tokens / seconds(peft_step(shape, work, device), options.rounds, device)
-            against = f"{speed / theirs:.2f}"
+        num_tokens, found = measure_training(shape, base_model, num_tenants, options)
+        speed = speeds[num_tenants] = found.per_s("ours", num_tokens)
+        flops_per_s = 4 * frozen_weights(base_model) * speed
+        has_peft = "peft" in found.seconds
         rows.append(
             [
-                shape,
                 str(num_tenants),
+                f"{num_tokens:,}",
                 f"{speed:,.0f}",
-                f"{4 * frozen * speed / 1e12:,.1f}",
-                f"{4 * frozen * speed / peak:.2f}",
-                f"{bare / layers:.2f}",
-                against,
+                f"{found.per_s('peft', num_tokens):,.0f}" if has_peft else "-",
+                f"{peak / (4 * frozen_weights(base_model)):,.0f}",
+                found.speedup_range("ours", "peft") if has_peft else "-",
+                f"{flops_per_s / peak:.2f}",
+                found.speedup_range("layers", "bare layers"),
+                f"{flops_per_s / 1e12:,.1f}",
             ]
         )
-    return rows
+        if num_tenants == 16:
+            aims.append(
+                Aim("16 tenants over the matrix-rate bound", where, 0.5, flops_per_s / peak)
+            )
+            price = found.speedup("layers", "bare layers")
+            aims.append(Aim("16 tenants over no adapter", f"{where}, layers alone", 0.8, price))
+            if has_peft:
+                ratio = found.speedup("ours", "peft")
+                aims.append(Aim("16 tenants over transformers + peft", where, 2.5, ratio))
+    if {1, 64} <= speeds.keys():
+        same = speeds[64] / speeds[1]
+        aims.append(Aim("64 tenants over 1 with the same tokens", where, 0.9, same))
+    return rows, aims
 
 
 def frozen_weights(base_model: BaseModel) -> int:
@@ -265,68 +306,11 @@ def frozen_weights(base_model: BaseModel) -> int:
     return sum(module.in_features * module.out_features for module in base_model.target_modules)
 
 
-class Pool:
-    """Blocks of random keys and values."""
-
-    def __init__(self, base_model: BaseModel, num_blocks: int) -> None:
-        self.block_tokens = BLOCK_TOKENS
-        size = (2, num_blocks, BLOCK_TOKENS, base_model.num_kv_heads, base_model.head_size)
-        self._layers = [
-            torch.randn(size, dtype=base_model.dtype, device=base_model.device)
-            for _ in range(base_model.num_layers)
-        ]
-
-    def layer(self, layer_index: int) -> tuple[Tensor, Tensor]:
-        keys, values = self._layers[layer_index]
-        return keys, values
-
-
-def decode_step(
-    base_model: BaseModel, graphs: DecodeGraphs, spans: list[PagedSpan], segments: list[Segment]
-) -> Callable[[], None]:
-    tokens = np.zeros(len(spans), np.int64)
-    places = np.asarray([span.first for span in spans])
-
-    def step() -> None:
-        hidden_TD = graphs.hidden(tokens, places, spans, segments)
-        assert hidden_TD is not None, "the step cannot be recorded"
-        with torch.inference_mode():
-            base_model.logits(hidden_TD, segments).argmax(-1).tolist()
-
-    return step
-
-
-def decode_rows(
-    shape: str, base_model: BaseModel, options: argparse.Namespace, bandwidth: float
-) -> list[list[str]]:
-    """One row per number of rows that decode together, all with contexts of one length."""
-    rows: list[list[str]] = []
-    blocks_each = options.context // BLOCK_TOKENS + 1
-    config = LoraConfig(LORA_RANK, train_unembed=False)
-    states = [AdapterState.create(base_model, config) for _ in range(options.decode_adapters)]
-    book = AddressBook([module.name for module in base_model.target_modules])
-    frozen_bytes = 2 * frozen_weights(base_model)
-    for num_rows in options.decode_rows:
-        pool = Pool(base_model, num_rows * blocks_each)
-        graphs = DecodeGraphs(base_model, book, pool, max_rows=num_rows + 32)
-        blocks = np.random.default_rng(0).permutation(num_rows * blocks_each)
-        spans = [
-            PagedSpan(row, row + 1, options.context - 1, each)
-            for row, each in enumerate(blocks.reshape(num_rows, -1).tolist())
-        ]
-        owners = [state.weights for state in states]
-        segments = [Segment(r, r + 1, owners[r * len(owners) // num_rows]) for r in range(num_rows)]
-        step = decode_step(base_model, graphs, spans, segments)
-        speed = num_rows / seconds(step, options.rounds, base_model.device)
-        cached = 4 * base_model.num_layers * base_model.num_kv_heads * base_model.head_size
-        bound = num_rows * bandwidth / (frozen_bytes + num_rows * options.context * cached)
-        rows.append([shape, str(num_rows), f"{speed:,.0f}", f"{speed / bound:.2f}"])
-        del step, graphs, pool
-    return rows
-
-
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--quick", action="store_true", help="the smallest Qwen3, fewer tenants, tokens and rounds"
+    )
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--shapes", choices=list(SHAPES), nargs="+", default=list(SHAPES)[1:])
     parser.add_argument("--tenants", type=int, nargs="+", default=[1, 16, 64, 256])
@@ -337,33 +321,50 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--decode-rows", type=int, nargs="+", default=[1, 8, 32, 128, 256])
     parser.add_argument("--decode-adapters", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.quick:
+        is_gpu = options.device == "cuda"
+        options.shapes = ["qwen3-0.6b" if is_gpu else "tiny"]
+        options.tenants = [1, 16] if is_gpu else [2]
+        options.tokens = 8192 if is_gpu else 256
+        options.decode_rows = [8, 128]
+        options.rounds = 3
+    return options
 
 
 def main() -> None:
     options = parse()
     device = torch.device(options.device)
     peak, bandwidth = matrix_rate(device), copy_rate(device)
-    trained: list[list[str]] = []
-    decoded: list[list[str]] = []
+    decoding = Decoding(options.context, options.decode_adapters, bandwidth, options.rounds)
+    aims: list[Aim] = []
     for shape in options.shapes:
         base_model = BaseModel(shape, random_model(shape, device, ATTENTION_NAME), device)
-        trained += train_rows(shape, base_model, options, peak)
+        rows, found = train_rows(shape, base_model, options, peak)
+        aims += found
+        where = f"{shape}, bfloat16, {options.device}"
+        what = (
+            f"**{where}, training.** Trained tokens/s, random weights, lora_rank {LORA_RANK}, "
+            f"about {options.tokens:,} tokens a step; large products at {peak / 1e12:,.1f} TFLOP/s; "
+            f"{options.rounds} rounds"
+        )
+        plot = Plot(f"{where}, training", TRAIN_HEADER[0], TRAIN_HEADER[2:5])
+        print(f"{caption(what)}\n\n{table(TRAIN_HEADER, rows, plot)}\n", flush=True)
         if device.type == "cuda":
-            decoded += decode_rows(shape, base_model, options, bandwidth)
+            rows = decode_rows(base_model, options.decode_rows, decoding)
+            what = (
+                f"**{where}, decoding.** Tokens/s, {options.context:,} tokens behind each row, "
+                f"{options.decode_adapters} adapters; copies at {bandwidth / 1e9:,.0f} GB/s; "
+                f"{options.rounds} rounds"
+            )
+            plot = Plot(f"{where}, decoding", DECODE_HEADER[0], DECODE_HEADER[1:3])
+            print(f"{caption(what)}\n\n{table(DECODE_HEADER, rows, plot)}\n", flush=True)
+        # Before the next one is made: the largest does not fit beside another.
         del base_model
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    what = (
-        f"Random weights in bfloat16, lora_rank {LORA_RANK}, about {options.tokens} tokens a step; "
-        f"measured: {peak / 1e12:,.1f} TFLOP/s, {bandwidth / 1e9:,.0f} GB/s"
-    )
-    print(caption(what))
-    header = ["shape", "tenants", "tokens/s", "TFLOP/s", "of matrix rate", "of no adapter", "peft"]
-    print(table(header, trained))
-    if decoded:
-        print(f"\nDecoding, {options.context} tokens behind each row:\n")
-        print(table(["shape", "rows", "tokens/s", "of bandwidth bound"], decoded))
+    if aims:
+        print(aims_table(aims))
 
 
 if __name__ == "__main__":
