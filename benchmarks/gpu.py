@@ -345,8 +345,8 @@ def main() -> None:
         where = f"{shape}, bfloat16, {options.device}"
         what = (
             f"**{where}, training.** Trained tokens/s, random weights, lora_rank {LORA_RANK}, "
-            f"about {options.tokens:,} tokens a step; large products at {peak / 1e12:,.1f} TFLOP/s; "
-            f"{options.rounds} rounds"
+            f"about {options.tokens:,} tokens a step; large products at "
+            f"{peak / 1e12:,.1f} TFLOP/s; {options.rounds} rounds"
         )
         plot = Plot(f"{where}, training", TRAIN_HEADER[0], TRAIN_HEADER[2:5])
         print(f"{caption(what)}\n\n{table(TRAIN_HEADER, rows, plot)}\n", flush=True)

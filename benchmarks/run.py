@@ -2,7 +2,7 @@
 
 A benchmark is a script of this folder with a ``main()`` that
 
-- takes ``--quick``: about 30 seconds on two cores, enough to see that it works and about how fast;
+- takes ``--quick``: at most 40 seconds on two cores, to see that it works and about how fast;
 - prints Markdown to stdout: for each measurement ``machine.caption``, an empty line and
   ``machine.table``; at the end, where aims exist, ``machine.aims_table``;
 - draws progress with ``machine.progress``, which writes to stderr.

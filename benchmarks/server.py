@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="that a tenant sends at once")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    counts: list[int] = [1, 16] if options.quick else options.tenants
+    counts: list[int] = [16] if options.quick else options.tenants
     num_rounds: int = 2 if options.quick else options.rounds
     num_steps: int = 2 if options.quick else options.steps
     shapes = [TINY] if options.quick else [s for s in SHAPES if s.name in options.shapes]
