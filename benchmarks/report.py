@@ -109,6 +109,19 @@ def aims(reports: Iterable[Report]) -> str:
     return table(AIMS_HEADER, [row for each in reports for row in _aims(each)])
 
 
+def missed(reports: Iterable[Report]) -> str:
+    """The aims that were not met, as one table; a sentence where there are none."""
+    rows = [
+        [*row[:4], f"{_number(row[3]) / _number(row[2]):.2f}"]
+        for each in reports
+        for row in _aims(each)
+        if row[4] == "no"
+    ]
+    if not rows:
+        return "None."
+    return table([*AIMS_HEADER[:4], "measured / wanted"], rows)
+
+
 def aims_in_short(reports: Sequence[Report]) -> str:
     """One row per aim: the range over the places where it was measured."""
     wanted: dict[tuple[str, str], list[list[str]]] = defaultdict(list)
@@ -130,7 +143,7 @@ def _aims(report: Report) -> list[list[str]]:
 
 
 def _number(text: str) -> float:
-    found = re.match(r"[-+]?[\d,]*\.?\d+", text)
+    found = re.search(r"[-+]?[\d,]*\.?\d+", text)
     return float(found[0].replace(",", "")) if found else 0.0
 
 

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from plots import draw
-from report import Report, aims, aims_in_short, fill
+from report import Report, aims, aims_in_short, fill, missed
 
 BENCHMARKS = ("train", "grpo", "sample", "handover", "server", "memory", "gpu")
 _PROCESSES = ("core", "server", "scheduler", "workers", "client")
@@ -76,6 +76,7 @@ def render(root: Path = _ROOT) -> None:
         if draw(report, folder / f"{report.name}.svg"):
             text = f"![{report.name}](performance/{report.name}.svg)\n\n{text}"
         page = fill(page, report.name, text)
+    page = fill(page, "missed", missed(reports))
     page_file.write_text(fill(page, "aims", aims(reports)))
     readme.write_text(fill(readme.read_text(), "aims", aims_in_short(reports)))
 

@@ -12,7 +12,7 @@ from report import Report, fill
 ROOT = Path(run.__file__).parents[1]
 
 
-@pytest.mark.parametrize("name", [*run.BENCHMARKS, "aims"])
+@pytest.mark.parametrize("name", [*run.BENCHMARKS, "aims", "missed"])
 def test_the_page_has_a_place_for_every_benchmark(name: str) -> None:
     page = (ROOT / "docs" / "performance.md").read_text()
 

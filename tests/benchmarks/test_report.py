@@ -6,7 +6,7 @@ import json
 
 import pytest
 from machine import Aim, Plot, aims_table, table
-from report import Report, Table, aims, aims_in_short, fill
+from report import Report, Table, aims, aims_in_short, fill, missed
 
 PRINTED = "\n".join(
     [
@@ -58,6 +58,13 @@ def test_what_is_no_number_leaves_a_gap_in_a_picture() -> None:
 def test_the_page_shows_the_aims_of_all_reports_in_one_place() -> None:
     assert "over peft" not in parsed().markdown()
     assert aims([parsed(), parsed()]).count("over peft") == 4
+
+
+def test_the_page_says_by_how_much_an_aim_was_missed() -> None:
+    assert missed([parsed()]).splitlines()[2:] == [
+        "| over peft | 8 x 512 | at least 2.5 | 2 | 0.80 |"
+    ]
+    assert missed([]) == "None."
 
 
 def test_the_short_form_gives_the_range_and_how_often_an_aim_was_met() -> None:
