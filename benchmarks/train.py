@@ -32,7 +32,7 @@ from cyclora_workers.base_model import BaseModel
 
 CASES = ((1, 4), (4, 4), (16, 4), (64, 1))
 """Tenants, and data of each."""
-QUICK_CASES = ((16, 4),)
+QUICK_CASES = ((16, 2),)
 HEADER = [
     "tenants x data",
     "tokens",
