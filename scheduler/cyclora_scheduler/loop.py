@@ -53,8 +53,8 @@ class Scheduler:
         """Run until ``stopping`` is set; a cycle starts as soon as a worker and work are there."""
         cycles, wait_s = self._store.cycles, self._settings.idle_wait_s
         while not stopping.is_set():
-            if await self.tick():
-                continue
+            # What changes from here on wakes us: looking again behind a dispatch finds nothing.
+            await self.tick()
             if self._is_leading:
                 await cycles.wait_for_work(wait_s)
             else:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 
 from core.builders import BASE_MODEL, add_worker, model_id, sample, submission, submit
@@ -64,6 +65,22 @@ async def test_only_one_scheduler_leads_until_its_lease_ends(store: Store) -> No
             pass
 
     assert not await store.cycles.lead("first", 30)
+
+
+async def test_a_leader_that_looks_again_writes_only_once_a_quarter_of_its_lease_is_over(
+    store: Store, redis_url: str
+) -> None:
+    await store.cycles.lead("first", 100)
+    key = store.cycles._keys.leader()  # pyright: ignore[reportPrivateUsage]
+    async with Redis.from_url(redis_url) as raw:
+        left_ms: list[int] = []
+        for passed_to_ms in (80_000, 70_000):
+            await raw.pexpire(key, passed_to_ms)
+            assert await store.cycles.lead("first", 100)
+            left_ms.append(await raw.pttl(key))
+
+    assert left_ms[0] <= 80_000
+    assert 95_000 < left_ms[1] <= 100_000
 
 
 async def test_a_scheduler_that_does_not_lead_dispatches_nothing(store: Store) -> None:

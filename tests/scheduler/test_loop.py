@@ -189,6 +189,30 @@ async def test_running_ends_when_it_is_told_to(store: Store, clock: ManualClock)
     await asyncio.wait_for(running, 5)
 
 
+async def test_a_free_worker_is_looked_at_at_once_and_not_after_the_idle_wait(
+    store: Store, clock: ManualClock
+) -> None:
+    """After each dispatch the scheduler waits; what is released or submitted must wake it."""
+    settings = SchedulerSettings(idle_wait_s=2.0)
+    scheduler = Scheduler(store, settings, clock, Harness(store, clock).pause)
+    await add_worker(store)
+    stopping = asyncio.Event()
+    running = asyncio.create_task(scheduler.run(stopping))
+
+    last_cycle_id = 0
+    for number in range(3):
+        await submit(store, submission(CREATE, 0, owner_id=model_id(2 * number)))
+        for _ in range(2):  # the second one waits for the release of the first
+            cycle = await store.workers.claim("worker-1", last_cycle_id, 1.0)
+            assert cycle is not None
+            last_cycle_id = cycle.cycle_id
+            await submit(store, submission(CREATE, 0, owner_id=model_id(2 * number + 1)))
+            await store.workers.release("worker-1", last_cycle_id, WorkerStats())
+
+    stopping.set()
+    await asyncio.wait_for(running, 5)
+
+
 def worker(tokens_per_s: float) -> WorkerState:
     return WorkerState("w", BASE_MODEL, True, True, WorkerStats(tokens_per_s, 7))
 
