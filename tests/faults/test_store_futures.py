@@ -25,6 +25,7 @@ from cyclora_core.store.operations import Outcome
 from cyclora_core.types import BaseModelInfo, Cycle, PlannedModel, PlannedOperation
 from cyclora_core.waiting import Assignment, WorkerStats
 from cyclora_server.app import create_app
+from cyclora_server.background import Background
 from cyclora_server.settings import Settings
 
 INFO = BaseModelInfo(BASE_MODEL, 64, 128, [2], "Any", 1000, 64, "/a/b/c/d")
@@ -40,6 +41,7 @@ class Deployment:
     raw: Any
     prefix: str
     tenant_id: str
+    background: Background
     session_id: str = ""
 
     @property
@@ -50,7 +52,9 @@ class Deployment:
         return await self.client.post(f"/api/v1/{route}", json=body)
 
     async def retrieve(self, request_id: str) -> httpx.Response:
-        return await self.post("retrieve_future", request_id=request_id)
+        response = await self.post("retrieve_future", request_id=request_id)
+        await self.background.finish()
+        return response
 
     async def step(self) -> httpx.Response:
         adam = {"learning_rate": 0.5}
@@ -82,7 +86,8 @@ async def deployment(redis_url: str, tmp_path: Path) -> AsyncIterator[Deployment
         ) as client,
         aioredis.Redis.from_url(redis_url) as raw,
     ):
-        made = Deployment(client, store, raw, prefix, tenant.tenant_id)
+        background = app.state.services.background
+        made = Deployment(client, store, raw, prefix, tenant.tenant_id, background)
         answer = await made.post("create_session", sdk_version="1", tags=[])
         made.session_id = answer.json()["session_id"]
         yield made

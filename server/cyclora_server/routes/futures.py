@@ -75,7 +75,8 @@ async def retrieve_future(
     if future.state is FutureState.PENDING:
         state, reason = await _queue_state(services, future)
         return problems.try_again(request_id, state, reason)
-    await services.store.futures.fetched(request_id)
+    # Not awaited: a note that is lost only keeps the result for longer.
+    services.background.start(services.store.futures.fetched(request_id))
     encoded = await _encode(future, accept)
     size = len(encoded.content)
     if body.allow_metadata_only and size > MAX_UNANNOUNCED_BYTES:
