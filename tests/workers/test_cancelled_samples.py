@@ -54,7 +54,9 @@ async def admitted(harness: Harness) -> Any:
     cycle = await harness.store.workers.claim(worker._worker_id, 0, 0)
     assert cycle is not None
     worker._last_cycle_id = cycle.cycle_id
-    await worker._execute(cycle)
+    await worker._executor.execute(cycle)
+    stats = await worker._stats()
+    await harness.store.workers.release(worker._worker_id, cycle.cycle_id, stats)
     return worker
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,6 +21,7 @@ from cyclora_workers.executor import Executor
 from cyclora_workers.handover import HandOver
 from cyclora_workers.recovery import ModelKeeper
 from cyclora_workers.sample_desk import SampleDesk
+from cyclora_workers.sampling.sampler import FinishedSample
 
 _CLAIM_WAIT_S = 1.0
 _DECODE_STEPS_PER_TURN = 8
@@ -161,13 +162,28 @@ class Worker:
 
     async def _execute(self, cycle: Cycle) -> None:
         await self._executor.execute(cycle)
-        await self._store.workers.release(self._worker_id, cycle.cycle_id, await self._stats())
+        stats = await self._stats()
+        releasing = self._store.workers.release(self._worker_id, cycle.cycle_id, stats)
+        if self._engine.sampler.is_idle:
+            await releasing
+            return
+        # New samples get their first tokens while the store takes the release to disk. What they
+        # report comes behind it: of the two, the later one must say what is free.
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(releasing)
+            decoding = tasks.create_task(self._next_tokens())
+        await self._deliver(decoding.result())
 
     async def _decode(self) -> None:
+        await self._deliver(await self._next_tokens())
+
+    async def _next_tokens(self) -> Sequence[FinishedSample]:
         num_steps = (
             _STREAMED_STEPS_PER_TURN if self._engine.sampler.has_streams else _DECODE_STEPS_PER_TURN
         )
-        finished = await self._in_thread(self._engine.decode, num_steps)
+        return await self._in_thread(self._engine.decode, num_steps)
+
+    async def _deliver(self, finished: Sequence[FinishedSample]) -> None:
         await self._samples.show()
         if finished:
             await self._samples.settle(finished)
@@ -190,10 +206,10 @@ class Worker:
             cycle = await self._store.workers.claim(
                 self._worker_id, self._last_cycle_id, _CLAIM_WAIT_S
             )
-            await self._heed_cancelled()
             if cycle is not None:
                 self._last_cycle_id = cycle.cycle_id
                 await self._cycles.put(cycle)
+            await self._heed_cancelled()
 
     async def _heed_cancelled(self) -> None:
         """Let go of samples that were cancelled; the wake-up of a claim announces them too."""

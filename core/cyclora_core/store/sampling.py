@@ -24,9 +24,9 @@ class SamplingSessions:
                 {record.sampling_session_id: record.created_at_ms},
                 nx=True,
             )
-            await pipe.execute()
-        stored = await self.get(record.sampling_session_id)
-        return stored or record
+            pipe.hget(key, "record")
+            *_, stored = await pipe.execute()
+        return codec.load(SamplingSession, stored)
 
     async def number(self, record: SamplingSession, count: int, kept_s: int) -> int:
         """The first of ``count`` seq_ids that no other request of this sampling session gets.
