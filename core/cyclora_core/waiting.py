@@ -20,7 +20,7 @@ class WorkerStats:
     free_sample_tokens: int = 0
     """Tokens of KV memory that new samples may still take."""
     max_sample_tokens: int = 0
-    """Tokens of KV memory in all; a sample that needs more is refused by the worker."""
+    """Tokens of KV memory in all."""
     is_draining: bool = False
     """Whether the worker finishes what it has and takes nothing new."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -41,11 +42,11 @@ def take_fairly(
     taken = dict.fromkeys(queues, 0)
     credit = {tenant: credits.get(tenant, 0.0) for tenant in queues}
     remaining = budget
-    left = set(queues)
+    left, num_rounds = set(queues), 1
     quantum = max(1.0, budget / (_ROUNDS_PER_BUDGET * max(1, len(queues))))
     while left:
         for tenant in sorted(left, key=lambda each: (-credit[each], each)):
-            credit[tenant] += quantum * weights.get(tenant, 1.0)
+            credit[tenant] += num_rounds * quantum * weights.get(tenant, 1.0)
             units = queues[tenant]
             while taken[tenant] < len(units):
                 cost = units[taken[tenant]]
@@ -58,8 +59,16 @@ def take_fairly(
                 remaining -= cost
                 taken[tenant] += 1
         left = {tenant for tenant in left if taken[tenant] < len(queues[tenant])}
-        if all(queues[tenant][taken[tenant]] > remaining for tenant in left):
+        heads = {tenant: queues[tenant][taken[tenant]] for tenant in left}
+        if all(head > remaining for head in heads.values()):
             break
+        # Rounds in which nobody can pay pass as one: who owes much waits for many.
+        missing = [
+            (head - credit[tenant]) / (quantum * weights.get(tenant, 1.0))
+            for tenant, head in heads.items()
+            if head <= remaining or may_exceed
+        ]
+        num_rounds = max(1, math.ceil(min(missing)))
     if may_exceed and left and remaining == budget and not any(_spent(queues, taken)):
         first = max(sorted(left), key=lambda each: credit[each])
         credit[first] -= queues[first][taken[first]]
@@ -68,6 +77,52 @@ def take_fairly(
         {tenant: taken.get(tenant, 0) for tenant in costs},
         {t: credit[t] for t in queues if taken[t] < len(queues[t])},
     )
+
+
+def take_room(
+    costs: Mapping[str, Sequence[int]],
+    free: int,
+    total: int,
+    credits: Mapping[str, float],
+    weights: Mapping[str, float],
+) -> Shares:
+    """Share what is free of a memory, which grows again by itself, as ``take_fairly`` does.
+
+    A unit that is larger than what is free waits until that has grown, but not for ever: once its
+    tenant has the most credit, and as much as the unit costs or the memory holds, it gets all that
+    is free. One larger than the memory, which no waiting helps, also gets that without credit when
+    nobody else can run. It is charged in full, and what its tenant has not earned it owes.
+
+    Units:
+        ``costs``, ``free`` and ``total`` in tokens.
+    """
+    due = _first(costs, credits) if free > 0 else None
+    if due is not None:
+        head, earned = costs[due][0], credits.get(due, 0.0)
+        if head > free and earned >= min(head, total):
+            return _alone(costs, due, credits)
+    shares = take_fairly(costs, free, credits, weights, may_exceed=False)
+    if due is None or any(shares.num_taken.values()):
+        return shares
+    first = _first(costs, shares.credits)
+    if first is not None and costs[first][0] > total:
+        return _alone(costs, first, shares.credits)
+    return shares
+
+
+def _first(costs: Mapping[str, Sequence[int]], credits: Mapping[str, float]) -> str | None:
+    """The tenant with the most credit of those who wait; by name among equals."""
+    waiting = sorted(tenant for tenant, units in costs.items() if units)
+    return max(waiting, key=lambda each: credits.get(each, 0.0), default=None)
+
+
+def _alone(costs: Mapping[str, Sequence[int]], tenant: str, credits: Mapping[str, float]) -> Shares:
+    """One unit of one tenant, and nothing of the others."""
+    left = {each: credits.get(each, 0.0) for each, units in costs.items() if units}
+    left[tenant] -= costs[tenant][0]
+    if len(costs[tenant]) == 1:
+        del left[tenant]
+    return Shares({each: int(each == tenant) for each in costs}, left)
 
 
 def _spent(queues: Mapping[str, Sequence[int]], taken: Mapping[str, int]) -> list[int]:

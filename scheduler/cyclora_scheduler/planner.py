@@ -23,7 +23,7 @@ from cyclora_core.types import (
     PlannedSample,
 )
 from cyclora_core.waiting import Assignment, Waiting, WaitingModel, WaitingSample
-from cyclora_scheduler.fairness import take_fairly
+from cyclora_scheduler.fairness import take_fairly, take_room
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Budget:
     free_sample_tokens: int
     """Room for new samples: prompt and the most they may generate."""
     max_sample_tokens: int = 0
-    """Room for samples when none runs; one that needs more goes to the worker to be refused."""
+    """Room for samples when none runs; the rows of one that needs more run as they fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,16 +208,11 @@ def _take_samples(
     if not queues:
         return [], credits.samples
 
-    def cost(sample: WaitingSample) -> int:
-        num_tokens = sample.operation.num_tokens
-        return 0 if num_tokens > budget.max_sample_tokens else num_tokens
-
-    shares = take_fairly(
-        {tenant: [cost(sample) for sample in queue] for tenant, queue in queues.items()},
-        budget.free_sample_tokens,
-        credits.samples,
-        weights,
-        may_exceed=False,
-    )
+    costs = {
+        tenant: [sample.operation.num_tokens for sample in queue]
+        for tenant, queue in queues.items()
+    }
+    free, total = budget.free_sample_tokens, budget.max_sample_tokens
+    shares = take_room(costs, free, total, credits.samples, weights)
     chosen = [s for tenant, queue in queues.items() for s in queue[: shares.num_taken[tenant]]]
     return chosen, shares.credits

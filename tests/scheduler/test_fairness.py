@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cyclora_scheduler.fairness import take_fairly
+from cyclora_scheduler.fairness import take_fairly, take_room
 
 COSTS = st.dictionaries(
     st.sampled_from("abcdef"), st.lists(st.integers(0, 3000), max_size=8), max_size=6
@@ -101,3 +102,52 @@ def test_an_idle_tenant_earns_no_credit() -> None:
     shares = take_fairly({"a": [10], "b": []}, 100, {"b": 50.0}, {})
 
     assert dict(shares.credits) == {}
+
+
+@given(
+    costs=COSTS,
+    free=st.integers(-100, 5000),
+    more=st.integers(0, 5000),
+    debt=st.integers(0, 10**9),
+)
+def test_what_is_free_is_kept_unless_one_unit_gets_all_of_it(
+    costs: dict[str, list[int]], free: int, more: int, debt: int
+) -> None:
+    total = max(0, free) + more
+    shares = take_room(costs, free, total, {"a": -float(debt)}, {})
+
+    paid = [c for t, n in shares.num_taken.items() for c in costs[t][:n] if c > 0]
+    assert sum(paid) <= max(0, free) or (len(paid) == 1 and paid[0] > total)
+
+
+@pytest.mark.parametrize("huge", [900, 1000, 50_000])
+def test_a_sample_that_never_finds_enough_free_does_not_starve(huge: int) -> None:
+    """Others take what becomes free as soon as it does."""
+    left = {"huge": [huge], "tiny": [10] * 10_000}
+    credits: dict[str, float] = {}
+    for num_cycles in range(100):
+        shares = take_room(left, 100, 1000, credits, {})
+        credits = dict(shares.credits)
+        if shares.num_taken["huge"]:
+            assert num_cycles >= 9  # the others got as much as it before
+            return
+        del left["tiny"][: shares.num_taken["tiny"]]
+
+    raise AssertionError("the huge unit starved")
+
+
+def test_samples_larger_than_the_memory_do_not_starve_one_that_waits_for_room() -> None:
+    """Whenever a little is free one of them could take it, and nothing would be left to grow."""
+    left = {"huge": [5000] * 100, "middle": [400] * 2}
+    credits: dict[str, float] = {}
+    first = take_room(left, 16, 1000, credits, {})
+    credits = dict(first.credits)
+    del left["huge"][0]
+
+    for _ in range(10):
+        shares = take_room(left, 16, 1000, credits, {})
+        assert not any(shares.num_taken.values())
+    shares = take_room(left, 416, 1000, credits, {})
+
+    assert first.num_taken["huge"] == 1
+    assert shares.num_taken == {"huge": 0, "middle": 1}

@@ -175,10 +175,30 @@ def test_without_free_memory_no_sample_is_admitted(free: int) -> None:
     assert plan(samples=[sample("s", "t", 40)], budget=Budget(100, free, 1000)).is_empty
 
 
-def test_a_sample_that_can_never_fit_goes_to_the_worker_to_be_refused() -> None:
-    planned = plan(samples=[sample("s", "t", 2000)], budget=Budget(100, 0, 1000))
+@pytest.mark.parametrize(("free", "is_admitted"), [(0, False), (16, True), (1000, True)])
+def test_a_sample_larger_than_the_memory_runs_as_soon_as_anything_is_free(
+    free: int, is_admitted: bool
+) -> None:
+    planned = plan(samples=[sample("s", "t", 2000)], budget=Budget(100, free, 1000))
 
-    assert [each.request_id for each in planned.planned_samples] == ["s"]
+    assert [each.request_id for each in planned.planned_samples] == ["s"] * is_admitted
+
+
+def test_samples_larger_than_the_memory_pay_for_what_they_generate() -> None:
+    """A tenant that sends nothing else gets no more tokens than one with small samples."""
+    huge = [sample(f"h{i}", "huge", 3000) for i in range(100)]
+    small = [sample(f"s{i}", "small", 40) for i in range(10_000)]
+    tokens, credits = {"huge": 0, "small": 0}, Credits({}, {})
+    for _ in range(2000):
+        waiting = Waiting([], [*huge, *small])
+        planned = plan_cycle(waiting, "w", frozenset("w"), Budget(100, 100, 1000), credits, {})
+        credits = planned.credits
+        for taken in planned.samples:
+            tokens[taken.operation.tenant_id] += taken.operation.num_tokens
+            (huge if taken.operation.tenant_id == "huge" else small).remove(taken)
+
+    assert tokens["huge"] >= 3000
+    assert abs(tokens["huge"] - tokens["small"]) <= 3000 + 1000
 
 
 def test_the_same_input_gives_the_same_plan() -> None:
