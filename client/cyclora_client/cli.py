@@ -44,6 +44,10 @@ def up(
         ),
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="Of the base model, such as bfloat16.")] = None,
+    base_weights: Annotated[
+        str | None,
+        typer.Option(help="How the base model is kept: as_loaded, int8 or int4."),
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each worker.")] = None,
     store_memory: Annotated[
         str | None,
@@ -61,7 +65,9 @@ def up(
     try:
         models = [ServedModel.parse(text) for text in base_model or [TINY_CHAT]]
         memory_bytes = parse_store_memory(store_memory) if store_memory else None
-        options = UpOptions(data, host, port, models, dtype, threads, memory_bytes)
+        options = UpOptions(
+            data, host, port, models, dtype, threads, memory_bytes, base_weights=base_weights
+        )
     except CycloraError as error:
         display.failed(error)
         raise typer.Exit(2) from error

@@ -77,6 +77,12 @@ def test_up_takes_several_base_models(started: list[UpOptions], tmp_path: Path) 
     assert (started[0].port, started[0].dtype, started[0].num_threads) == (0, "bfloat16", 2)
 
 
+def test_up_takes_how_base_weights_are_kept(started: list[UpOptions]) -> None:
+    invoke("up", "--base-weights", "int4")
+
+    assert started[0].base_weights == "int4"
+
+
 def test_up_takes_the_stores_memory_as_people_write_it(started: list[UpOptions]) -> None:
     invoke("up", "--store-memory", "1.5g")
 

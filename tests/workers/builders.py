@@ -30,6 +30,7 @@ from cyclora_workers.base_model import BaseModel
 from cyclora_workers.context import PassContext, Segment
 from cyclora_workers.pass_blocks import PassItem
 from cyclora_workers.passes import PackedPasses
+from cyclora_workers.quantized_weight import BaseWeights
 
 VOCAB_SIZE = 97
 CPU = torch.device("cpu")
@@ -80,10 +81,15 @@ def qwen2(**changes: Any) -> PreTrainedModel:
 ARCHITECTURES = {"qwen3": qwen3, "llama": llama, "qwen2": qwen2}
 
 
-def load(model: PreTrainedModel, folder: Path, dtype: torch.dtype = torch.float32) -> BaseModel:
+def load(
+    model: PreTrainedModel,
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    base_weights: BaseWeights = "as_loaded",
+) -> BaseModel:
     """Save a plain model and load it as a base model; the plain one stays as it was."""
     model.save_pretrained(folder)
-    return BaseModel.load("tests/tiny", folder, dtype=dtype, device=CPU)
+    return BaseModel.load("tests/tiny", folder, dtype=dtype, device=CPU, base_weights=base_weights)
 
 
 def random_adapter(base_model: BaseModel, rank: int, seed: int, **flags: bool) -> AdapterState:

@@ -44,16 +44,18 @@ def status_bytes(field: str) -> int:
     return 1024 * int(found[1])
 
 
-def load(folder: Path) -> None:
+def load(folder: Path, base_weights: Any) -> None:
     """Print the model's bytes, and by how much loading raised the peak."""
     before = status_bytes("VmRSS")
-    base_model = BaseModel.load("tests/large", folder, dtype=torch.bfloat16, device=CPU)
+    base_model = BaseModel.load(
+        "tests/large", folder, dtype=torch.bfloat16, device=CPU, base_weights=base_weights
+    )
     peak = status_bytes("VmHWM") - before
     print(json.dumps({"model": 2 * base_model.num_parameters, "peak": peak}))
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "load":
-        load(Path(sys.argv[2]))
+        load(Path(sys.argv[2]), sys.argv[3])
     else:
         generate(Path(sys.argv[2]), getattr(torch, sys.argv[1]))

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from workers import load_memory
 
 
@@ -17,10 +19,21 @@ def program(*arguments: str) -> str:
     return done.stdout
 
 
-def test_loading_in_bf16_takes_hardly_more_than_the_model(tmp_path: Path) -> None:
-    program("bfloat16", str(tmp_path))
-    assert len(list(tmp_path.glob("*.safetensors"))) > 5
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("large")
+    program("bfloat16", str(folder))
+    assert len(list(folder.glob("*.safetensors"))) > 5
+    return folder
 
-    found = json.loads(program("load", str(tmp_path)))
 
-    assert found["peak"] < 1.2 * found["model"]
+@pytest.mark.parametrize(
+    ("base_weights", "most"), [("as_loaded", 1.2), ("int8", 0.85), ("int4", 0.65)]
+)
+def test_loading_in_bf16_takes_hardly_more_than_what_is_kept(
+    folder: Path, base_weights: str, most: float
+) -> None:
+    """In units of the model in bfloat16; quantised, that much is never in memory."""
+    found = json.loads(program("load", str(folder), base_weights))
+
+    assert found["peak"] < most * found["model"]

@@ -108,7 +108,13 @@ async def serve(settings: WorkerSettings) -> None:
         dtype = choose_dtype(
             settings.dtype, device, hidden_size_of(str(folder)), has_bf16=cpu_has_bf16()
         )
-        base_model = BaseModel.load(settings.base_model, folder, dtype=dtype, device=device)
+        base_model = BaseModel.load(
+            settings.base_model,
+            folder,
+            dtype=dtype,
+            device=device,
+            base_weights=settings.base_weights,
+        )
     except (UserError, UnsupportedModel) as error:
         raise CannotServe(str(error)) from error
     progress.loading("joining the clock", 0.95)
@@ -158,7 +164,13 @@ async def serve(settings: WorkerSettings) -> None:
         loop.add_signal_handler(number, stopping.set)
     await worker.register()
     progress.ready(info)
-    _log.info("worker ready", base_model=info.name, device=str(device), dtype=str(dtype))
+    _log.info(
+        "worker ready",
+        base_model=info.name,
+        device=str(device),
+        dtype=str(dtype),
+        base_weights=settings.base_weights,
+    )
     try:
         await worker.run(stopping)
     finally:

@@ -47,6 +47,11 @@ def check_class(config: PreTrainedConfig) -> None:
         )
 
 
+def is_mixture(config: Any) -> bool:
+    """Whether the decoder layers have experts."""
+    return any(getattr(config, key, None) for key in _EXPERTS)
+
+
 def check_config(config: Any) -> None:
     """Refuse by configuration.
 

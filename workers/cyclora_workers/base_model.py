@@ -34,6 +34,13 @@ from cyclora_workers.fused_norm import fuse_norms
 from cyclora_workers.head import Unembedding
 from cyclora_workers.logit_rule import LogitRule
 from cyclora_workers.multi_adapter_linear import MultiAdapterLinear, PassHolder, align_rows
+from cyclora_workers.quantized_weight import (
+    BaseWeights,
+    QuantizedLinear,
+    check_base_weights,
+    num_quantized_elements,
+    quantize_linears,
+)
 from cyclora_workers.recompute import make_recomputable
 from cyclora_workers.routing import router_of
 
@@ -72,6 +79,7 @@ class BaseModel:
         self.max_context_length: int = config.max_position_embeddings
         self.eos_token_ids: tuple[int, ...] = eos_token_ids(model)
         self.num_parameters: int = sum(p.numel() for p in model.parameters())
+        self.num_parameters += num_quantized_elements(model)
         self.frozen: Sequence[Tensor] = [*model.parameters(), *model.buffers()]
 
         model.requires_grad_(False).eval()
@@ -120,7 +128,13 @@ class BaseModel:
 
     @classmethod
     def load(
-        cls, name: str, path: str | Path, *, dtype: torch.dtype, device: torch.device
+        cls,
+        name: str,
+        path: str | Path,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        base_weights: BaseWeights = "as_loaded",
     ) -> BaseModel:
         """Load from a local folder, or by Hugging Face name.
 
@@ -130,9 +144,12 @@ class BaseModel:
         config: Any = AutoConfig.from_pretrained(str(path))
         check_class(config)
         check_config(config.get_text_config())
+        check_base_weights(base_weights, config.get_text_config())
         model: Any = AutoModelForCausalLM.from_pretrained(
             str(path), config=config, dtype=dtype, attn_implementation=ATTENTION_NAME
         )
+        if base_weights != "as_loaded":
+            quantize_linears(model, base_weights)
         base_model = cls(name, model.to(device), device)
         if not base_model.eos_token_ids and Path(path, "tokenizer_config.json").exists():
             eos_token_id: Any = AutoTokenizer.from_pretrained(str(path)).eos_token_id
@@ -202,7 +219,7 @@ def _adopt_linears(
     for layer in decoder_layers(inner):
         targets += _adopt_mixtures(layer, prefixes[layer], holder)
         for path, linear in list(layer.named_modules()):
-            if type(linear) is not nn.Linear:
+            if not (type(linear) is nn.Linear or isinstance(linear, QuantizedLinear)):
                 continue
             name = f"{prefixes[layer]}.{path}"
             features = (linear.in_features, linear.out_features)

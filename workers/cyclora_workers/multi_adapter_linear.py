@@ -21,7 +21,9 @@ from cyclora_workers.context import ROW_ALIGNMENT, PassContext, Segment
 from cyclora_workers.cuda.grouped_linear import grouped_linear
 from cyclora_workers.cuda.low_rank import LowRank
 from cyclora_workers.cuda.segment_table import SegmentTable
-from cyclora_workers.rows import linear, linear_with_aligned_rows, with_aligned_rows
+from cyclora_workers.frozen_weight import FrozenWeight
+from cyclora_workers.quantized_weight import QuantizedLinear, frozen_weight
+from cyclora_workers.rows import linear, with_aligned_rows
 
 
 class PassHolder:
@@ -167,14 +169,14 @@ class _MultiAdapterFunction(torch.autograd.Function):
         ctx: Any,
         x_TD: Tensor,
         anchor: Tensor | None,
-        weight_FD: Tensor,
+        weight: FrozenWeight,
         bias_F: Tensor | None,
         segments: Sequence[SegmentAdapter],
     ) -> Tensor:
         x_TD = with_aligned_rows(x_TD)
-        y_TF = linear_with_aligned_rows(x_TD, weight_FD, bias_F)
+        y_TF = weight.product(x_TD, bias_F)
         lows = [add_low_rank_(y_TF, x_TD, segment) for segment in segments]
-        ctx.weight_FD = weight_FD
+        ctx.weight = weight
         ctx.segments = segments
         ctx.lows = lows
         ctx.save_for_backward(x_TD if anchor is not None else None)
@@ -186,7 +188,7 @@ class _MultiAdapterFunction(torch.autograd.Function):
         (x_TD,) = ctx.saved_tensors
         dx_TD = None
         if ctx.needs_input_grad[0]:
-            dx_TD = linear_with_aligned_rows(dy_TF, ctx.weight_FD.t(), None)
+            dx_TD = ctx.weight.transposed_product(dy_TF)
         low_ranks_backward_(ctx.segments, ctx.lows, dy_TF, x_TD, dx_TD)
         return None if dx_TD is None else dx_TD.contiguous(), None, None, None, None
 
@@ -198,12 +200,12 @@ class MultiAdapterLinear(nn.Module):
     weight, and none for the input unless something below wants it.
     """
 
-    def __init__(self, name: str, linear: nn.Linear, holder: PassHolder) -> None:
+    def __init__(self, name: str, linear: nn.Linear | QuantizedLinear, holder: PassHolder) -> None:
         super().__init__()
         self.name = name
         self.in_features = linear.in_features
         self.out_features = linear.out_features
-        self.weight = linear.weight
+        self.weight = frozen_weight(linear)
         self.bias = linear.bias
         self._holder = holder
 

@@ -45,6 +45,11 @@ class WorkerSettings(BaseSettings):
     """Precision of the base model: auto is bfloat16 on a GPU, and on a CPU with instructions for it
     when the hidden size is at least 512; otherwise float32."""
 
+    base_weights: Literal["as_loaded", "int8", "int4"] = "as_loaded"
+    """How the linear layers of the base model are kept: as_loaded in dtype, int8 and int4 in fewer
+    bits. Fewer bits take less memory, cost time in every pass and change the base model a little,
+    most in int4; adapters and activations stay as they are."""
+
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto takes a GPU when there is one."""
 

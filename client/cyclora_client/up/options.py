@@ -60,6 +60,7 @@ class UpOptions:
     The server refuses new work from a part of it on, and says so. Little memory holds few waiting
     requests and results; too much takes from the workers what they need.
     """
+    base_weights: str | None = None
     commands: Commands = field(default_factory=Commands)
 
     def __post_init__(self) -> None:

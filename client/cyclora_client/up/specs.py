@@ -48,6 +48,8 @@ def worker_specs(options: UpOptions, folder: DataFolder, redis_url: str) -> list
     shared = {"OMP_WAIT_POLICY": "passive"}
     if options.dtype is not None:
         shared["CYCLORA_DTYPE"] = options.dtype
+    if options.base_weights is not None:
+        shared["CYCLORA_BASE_WEIGHTS"] = options.base_weights
     if options.num_threads is not None:
         shared["CYCLORA_NUM_THREADS"] = str(options.num_threads)
     specs: list[ProcessSpec] = []

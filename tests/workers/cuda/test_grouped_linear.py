@@ -28,9 +28,12 @@ from workers.builders import (
 )
 
 
-@pytest.fixture(scope="module")
-def base_model(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    return load(ARCHITECTURES["qwen2"](), tmp_path_factory.mktemp("base"))
+@pytest.fixture(scope="module", params=["as_loaded", "int8", "int4"])
+def base_model(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> BaseModel:
+    folder = tmp_path_factory.mktemp("base")
+    return load(ARCHITECTURES["qwen2"](), folder, base_weights=request.param)
 
 
 def mixed_items(base_model: BaseModel) -> tuple[list[AdapterState], list[PassItem]]:

@@ -22,6 +22,7 @@ from cyclora_workers.cuda.segment_table import (
     AddressBook,
     SegmentTable,
 )
+from cyclora_workers.frozen_weight import FrozenWeight
 
 
 def can_group(device: torch.device) -> bool:
@@ -46,18 +47,22 @@ class GroupedLinears:
 
 
 def grouped_linear(
-    x_TD: Tensor, weight_FD: Tensor, bias_F: Tensor | None, low_rank: LowRank, anchor: Tensor | None
+    x_TD: Tensor,
+    weight: FrozenWeight,
+    bias_F: Tensor | None,
+    low_rank: LowRank,
+    anchor: Tensor | None,
 ) -> Tensor:
     """``x W^T + bias`` and the low-rank part of every row's adapter.
 
     Args:
         x_TD: rows of the pass.
-        weight_FD: frozen, gets no gradient.
+        weight: frozen, gets no gradient.
         bias_F: likewise.
         low_rank: the module in this pass.
         anchor: as in ``PassHolder``, if an adapter of the pass is being trained on this module.
     """
-    y_TF: Tensor = _GroupedFunction.apply(x_TD, anchor, weight_FD, bias_F, low_rank)  # type: ignore[no-untyped-call]
+    y_TF: Tensor = _GroupedFunction.apply(x_TD, anchor, weight, bias_F, low_rank)  # type: ignore[no-untyped-call]
     return y_TF
 
 
@@ -67,14 +72,14 @@ class _GroupedFunction(torch.autograd.Function):
         ctx: Any,
         x_TD: Tensor,
         anchor: Tensor | None,
-        weight_FD: Tensor,
+        weight: FrozenWeight,
         bias_F: Tensor | None,
         low_rank: LowRank,
     ) -> Tensor:
         x_TD = x_TD.contiguous()
-        y_TF = functional.linear(x_TD, weight_FD, bias_F)
+        y_TF = functional.linear(x_TD, weight.dense(), bias_F)
         low_PTW = low_rank.add_(y_TF, x_TD)
-        ctx.weight_FD, ctx.low_rank = weight_FD, low_rank
+        ctx.weight, ctx.low_rank = weight, low_rank
         ctx.save_for_backward(*((x_TD, low_PTW) if anchor is not None else ()))
         return y_TF
 
@@ -87,6 +92,6 @@ class _GroupedFunction(torch.autograd.Function):
             ctx.low_rank.accumulate_(dy_TF, x_TD, low_PTW, dlow_PTW)
         dx_TD = None
         if ctx.needs_input_grad[0]:
-            dx_TD = dy_TF @ ctx.weight_FD
+            dx_TD = dy_TF @ ctx.weight.dense()
             ctx.low_rank.add_input_gradient_(dx_TD, dlow_PTW)
         return dx_TD, None, None, None, None
