@@ -54,7 +54,7 @@ class Int8Weight(QuantizedWeight):
         self.register_buffer("scales_F1", scales_F1)
 
     def dense(self) -> Tensor:
-        return self.codes_FD * self.scales_F1
+        return self.codes_FD.to(self.scales_F1.dtype).mul_(self.scales_F1)
 
 
 class Int4Weight(QuantizedWeight):
@@ -83,13 +83,10 @@ class Int4Weight(QuantizedWeight):
         self.register_buffer("minima_FG1", minima_FG1)
 
     def dense(self) -> Tensor:
-        num_out, num_groups, num_pairs = self.pairs_FGC.shape
-        weight_FGC = self.scales_FG1.new_empty(num_out, num_groups, 2 * num_pairs)
-        low_FGC, high_FGC = weight_FGC.split(num_pairs, 2)
-        torch.mul(self.pairs_FGC & _INT4_LARGEST, self.scales_FG1, out=low_FGC)
-        torch.mul(self.pairs_FGC >> 4, self.scales_FG1, out=high_FGC)
+        codes_FGC = torch.cat((self.pairs_FGC & _INT4_LARGEST, self.pairs_FGC >> 4), 2)
+        weight_FGC = codes_FGC.to(self.scales_FG1.dtype).mul_(self.scales_FG1)
         weight_FGC += self.minima_FG1
-        return weight_FGC.view(num_out, -1)[:, : self.in_features].contiguous()
+        return weight_FGC.flatten(1)[:, : self.in_features].contiguous()
 
 
 def _int8(weight_FD: Tensor) -> tuple[Tensor, ...]:
