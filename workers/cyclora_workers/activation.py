@@ -38,17 +38,26 @@ def stretches(num_elements: int) -> Iterator[slice]:
         yield slice(begin, min(begin + _SERIAL_ELEMENTS, num_elements))
 
 
+def _stretchwise(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """Shapes: x contiguous; returns the same shape."""
+    x_E = x.view(-1)
+    parts = list(stretches(x_E.shape[0]))
+    if len(parts) == 1:
+        return function(x)
+    y = torch.empty_like(x)
+    y_E = y.view(-1)
+    for part in parts:
+        y_E[part] = function(x_E[part])
+    return y
+
+
 class _StretchwiseFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         x = x.contiguous()
         ctx.function = function
         ctx.save_for_backward(x)
-        y = torch.empty_like(x)
-        x_E, y_E = x.view(-1), y.view(-1)
-        for part in stretches(x_E.shape[0]):
-            y_E[part] = function(x_E[part])
-        return y
+        return _stretchwise(x, function)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
@@ -71,6 +80,8 @@ class StableActivation(nn.Module):
         self.function = function
 
     def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return _stretchwise(x.contiguous(), self.function)
         y: Tensor = _StretchwiseFunction.apply(x, self.function)  # type: ignore[no-untyped-call]
         return y
 

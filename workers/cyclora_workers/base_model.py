@@ -43,6 +43,7 @@ from cyclora_workers.quantized_weight import (
 )
 from cyclora_workers.recompute import make_recomputable
 from cyclora_workers.routing import router_of
+from cyclora_workers.stacked_low_rank import StackedLowRank
 
 
 class BaseModel:
@@ -198,16 +199,22 @@ class BaseModel:
         finally:
             self._holder.context = None
 
-    def logits(self, hidden_TD: Tensor, segments: Sequence[Segment]) -> Tensor:
+    def logits(
+        self,
+        hidden_TD: Tensor,
+        segments: Sequence[Segment],
+        stacked: StackedLowRank | None = None,
+    ) -> Tensor:
         """Unembed hidden states with the segments' adapters; the fused head gives equal bits.
+
+        ``stacked`` are those of the segments that are computed together.
 
         Shapes:
             Returns [T, V] fp32.
         """
         num_rows = hidden_TD.shape[0]
         padded_TD = functional.pad(hidden_TD, (0, 0, 0, align_rows(num_rows) - num_rows))
-        logits_TV, _ = self.unembedding.logits(padded_TD, self.unembedding.adapters(segments))
-        return logits_TV[:num_rows]
+        return self.unembedding.sampled_logits(padded_TD, segments, stacked)[:num_rows]
 
 
 def _adopt_linears(

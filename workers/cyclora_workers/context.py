@@ -14,6 +14,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from cyclora_workers.adapter import AdapterWeights
     from cyclora_workers.cuda.segment_table import SegmentTable
+    from cyclora_workers.stacked_low_rank import StackedLowRank
 
 ROW_ALIGNMENT = 32
 """Packed rows are rounded up to this.
@@ -71,3 +72,5 @@ class PassContext:
     """The segments on the device, where the linear layers are to take them all at once."""
     is_recomputed: bool = False
     """Whether the backward pass computes each layer again, to save the memory of what it kept."""
+    stacked: StackedLowRank | None = None
+    """Segments whose low-rank parts are computed together; only where no gradient is wanted."""

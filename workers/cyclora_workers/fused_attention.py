@@ -33,11 +33,7 @@ class _RotatedFunction(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x_TNH, cos_T1H, sin_T1H)
         ctx.norm = norm
-        heads_TNH = x_TNH.float()
-        if norm is not None:
-            heads_TNH, _ = normalized(heads_TNH, norm.eps)
-            heads_TNH.mul_(norm.weight)
-        return _rotated(heads_TNH, cos_T1H, sin_T1H).to(x_TNH.dtype)
+        return _normed_and_rotated(x_TNH, norm, cos_T1H, sin_T1H)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
@@ -49,6 +45,16 @@ class _RotatedFunction(torch.autograd.Function):
             dheads_TNH.mul_(norm.weight)
             dheads_TNH = normalized_backward_(dheads_TNH, normalized_TNH, factor_TN1)
         return dheads_TNH.to(x_TNH.dtype), None, None, None
+
+
+def _normed_and_rotated(
+    x_TNH: Tensor, norm: FusedRMSNorm | None, cos_T1H: Tensor, sin_T1H: Tensor
+) -> Tensor:
+    heads_TNH = x_TNH.float()
+    if norm is not None:
+        heads_TNH, _ = normalized(heads_TNH, norm.eps)
+        heads_TNH.mul_(norm.weight)
+    return _rotated(heads_TNH, cos_T1H, sin_T1H).to(x_TNH.dtype)
 
 
 def _rotated(x_TNH: Tensor, cos_T1H: Tensor, sin_T1H: Tensor) -> Tensor:
@@ -122,9 +128,10 @@ class FusedAttention(nn.Module):
 
         def rotated(projection: nn.Module, norm: FusedRMSNorm | None) -> Tensor:
             x_TNH = projection(hidden_1TD)[0].unflatten(-1, (-1, self.head_size))
-            y_TNH: Tensor = _RotatedFunction.apply(  # type: ignore[no-untyped-call]
-                x_TNH, norm, cos_T1H, sin_T1H
+            function: Any = (
+                _RotatedFunction.apply if torch.is_grad_enabled() else _normed_and_rotated
             )
+            y_TNH: Tensor = function(x_TNH, norm, cos_T1H, sin_T1H)
             return y_TNH.transpose(0, 1).unsqueeze(0)
 
         value_TNH = self.v_proj(hidden_1TD)[0].unflatten(-1, (-1, self.head_size))

@@ -43,13 +43,17 @@ def normalized_backward_(dy_32: Tensor, normalized_32: Tensor, factor: Tensor) -
     return dy_32.sub_(normalized_32.mul_(mean)).mul_(factor)
 
 
+def _rms_norm(x: Tensor, weight_H: Tensor, eps: float) -> Tensor:
+    normalized_32, _ = normalized(x.float(), eps)
+    return normalized_32.mul_(weight_H).to(x.dtype)
+
+
 class _RMSNormFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_H: Tensor, eps: float) -> Tensor:
-        normalized_32, _ = normalized(x.float(), eps)
         ctx.save_for_backward(x)
         ctx.weight_H, ctx.eps = weight_H, eps
-        return normalized_32.mul_(weight_H).to(x.dtype)
+        return _rms_norm(x, weight_H, eps)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
@@ -69,6 +73,8 @@ class FusedRMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: x [..., H]."""
+        if not torch.is_grad_enabled():
+            return _rms_norm(x, self.weight, self.eps)
         y: Tensor = _RMSNormFunction.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
         return y
 

@@ -26,11 +26,13 @@ from cyclora_workers.multi_adapter_linear import (
     SegmentAdapter,
     accumulate_gradients_,
     add_low_rank_,
+    add_low_ranks_,
     align_rows,
     rows_from,
     segment_adapters,
 )
 from cyclora_workers.rows import aligned_width, linear_with_aligned_rows, with_aligned_rows
+from cyclora_workers.stacked_low_rank import StackedLowRank
 
 HEAD_CHUNK_ROWS = 512
 """Default bound on the rows whose logits exist at one time.
@@ -67,6 +69,26 @@ class Unembedding:
         Shapes:
             hidden_TD: T a multiple of ``ROW_ALIGNMENT``. Returns [T, V] fp32, and [N, R] each.
         """
+        hidden_TD, logits_TV = self._base_logits(hidden_TD)
+        lows = [add_low_rank_(logits_TV, hidden_TD, adapter) for adapter in adapters]
+        self.rule.apply_(logits_TV)
+        return logits_TV, lows
+
+    def sampled_logits(
+        self, hidden_TD: Tensor, segments: Sequence[Segment], stacked: StackedLowRank | None
+    ) -> Tensor:
+        """The same logits, to the bit, where no backward pass follows.
+
+        Shapes:
+            As ``logits``.
+        """
+        hidden_TD, logits_TV = self._base_logits(hidden_TD)
+        add_low_ranks_(logits_TV, hidden_TD, self.name, segments, stacked)
+        self.rule.apply_(logits_TV)
+        return logits_TV
+
+    def _base_logits(self, hidden_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states and logits of the frozen product, both with aligned rows."""
         hidden_TD = with_aligned_rows(hidden_TD.detach())
         if hidden_TD.is_cuda and hidden_TD.dtype != torch.float32:
             logits_TV = torch.mm(hidden_TD, self.weight_VD.t(), out_dtype=torch.float32)
@@ -74,10 +96,7 @@ class Unembedding:
                 logits_TV += self.bias_V
         else:
             logits_TV = linear_with_aligned_rows(hidden_TD, self.weight_VD, self.bias_V).float()
-        logits_TV = with_aligned_rows(logits_TV)
-        lows = [add_low_rank_(logits_TV, hidden_TD, adapter) for adapter in adapters]
-        self.rule.apply_(logits_TV)
-        return logits_TV, lows
+        return hidden_TD, with_aligned_rows(logits_TV)
 
 
 def log_normalizers(logits_TV: Tensor) -> Tensor:

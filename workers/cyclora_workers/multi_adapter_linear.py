@@ -24,6 +24,7 @@ from cyclora_workers.cuda.segment_table import SegmentTable
 from cyclora_workers.frozen_weight import FrozenWeight
 from cyclora_workers.quantized_weight import QuantizedLinear, frozen_weight
 from cyclora_workers.rows import linear, with_aligned_rows
+from cyclora_workers.stacked_low_rank import StackedLowRank
 
 
 class PassHolder:
@@ -89,6 +90,25 @@ def add_low_rank_(y_TF: Tensor, x_TD: Tensor, segment: SegmentAdapter) -> Tensor
     else:
         _addmm_(y_NF, low_NR[:num_rows], adapter.lora_B_FR.t(), segment.scaling)
     return low_NR[:num_rows]
+
+
+def add_low_ranks_(
+    y_TF: Tensor,
+    x_TD: Tensor,
+    module_name: str,
+    segments: Sequence[Segment],
+    stacked: StackedLowRank | None,
+) -> None:
+    """Add the low-rank parts of all segments, those that are stacked in one go; no gradient.
+
+    Shapes:
+        As ``add_low_rank_``.
+    """
+    if stacked is not None:
+        stacked.add_(y_TF, x_TD, module_name)
+        segments = stacked.rest
+    for segment in segment_adapters(segments, module_name):
+        add_low_rank_(y_TF, x_TD, segment)
 
 
 def rows_from(x_TD: Tensor, start: int, num_rows: int) -> Tensor:
@@ -215,10 +235,10 @@ class MultiAdapterLinear(nn.Module):
         assert context is not None, "the base model is only called through BaseModel"
         if context.segment_table is not None:
             return self._grouped(x, context.segment_table)
+        if not torch.is_grad_enabled():
+            return self._without_gradient(x, context)
         segments = segment_adapters(context.segments, self.name)
-        wants_gradient = torch.is_grad_enabled() and any(
-            segment.adapter.gradient_A_RD is not None for segment in segments
-        )
+        wants_gradient = any(segment.adapter.gradient_A_RD is not None for segment in segments)
         y_TF: Tensor = _MultiAdapterFunction.apply(  # type: ignore[no-untyped-call]
             x.reshape(-1, self.in_features),
             self._holder.gradient_anchor if wants_gradient else None,
@@ -227,6 +247,13 @@ class MultiAdapterLinear(nn.Module):
             segments,
         )
         return y_TF.view(*x.shape[:-1], self.out_features)
+
+    def _without_gradient(self, x: Tensor, context: PassContext) -> Tensor:
+        """What the autograd function computes, to the bit, and nothing that only it needs."""
+        x_TD = with_aligned_rows(x.reshape(-1, self.in_features))
+        y_TF = self.weight.product(x_TD, self.bias)
+        add_low_ranks_(y_TF, x_TD, self.name, context.segments, context.stacked)
+        return y_TF.contiguous().view(*x.shape[:-1], self.out_features)
 
     def _grouped(self, x: Tensor, table: SegmentTable) -> Tensor:
         low_rank = LowRank.of(table, self.name)

@@ -74,10 +74,10 @@ def linear(x_TD: Tensor, weight_FD: Tensor, bias_F: Tensor | None) -> Tensor:
     than twice as fast, on the same AVX-512 units, and a row's bits depend on its neighbours for a
     single row only (docs/log.md).
     """
-    if _HAS_ONEDNN and x_TD.dtype == torch.float32 and not x_TD.is_cuda:
+    if HAS_ONEDNN and x_TD.dtype == torch.float32 and not x_TD.is_cuda:
         # The form in which torch's own compiler calls oneDNN; the rest says that nothing follows.
         return torch.ops.mkldnn._linear_pointwise.default(x_TD, weight_FD, bias_F, "none", [], "")
     return functional.linear(x_TD, weight_FD, bias_F)
 
 
-_HAS_ONEDNN = torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
+HAS_ONEDNN = torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")

@@ -26,6 +26,7 @@ from cyclora_workers.sampling.waiting import (
     row_to_preempt,
     row_to_yield,
 )
+from cyclora_workers.stacked_low_rank import StackCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,7 @@ class Sampler:
             base_model.device,
         )
         self._memory = KvMemory(shape, max_kv_tokens)
+        self._stacks = StackCache()
         self._arrivals = count()
         self._requests: dict[str, SampleRequest] = {}
         self._waiting = WaitingRows()
@@ -190,6 +192,8 @@ class Sampler:
             if parts:
                 self._memory.prepare()
                 self._run(parts)
+        if self.is_idle:
+            self._stacks.clear()
         finished, self._finished = self._finished, []
         return finished
 
@@ -252,7 +256,7 @@ class Sampler:
 
     def _run(self, parts: Sequence[Part]) -> None:
         try:
-            outcomes = run_parts(self._base_model, self._memory.pool, parts)
+            outcomes = run_parts(self._base_model, self._memory.pool, self._stacks, parts)
         except Exception as error:  # noqa: BLE001 - boundary: one request must not fail the others
             if len(parts) == 1:
                 self._end(parts[0].request, error)

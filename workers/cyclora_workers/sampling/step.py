@@ -31,6 +31,7 @@ from cyclora_workers.sampling.paged_attention import PagedAttention, PagedSpan
 from cyclora_workers.sampling.prompt_report import LOGIT_ROWS, ReportRows
 from cyclora_workers.sampling.randomness import uniforms
 from cyclora_workers.sampling.request import Drawn
+from cyclora_workers.stacked_low_rank import StackCache
 
 
 @dataclass(slots=True)
@@ -42,7 +43,9 @@ class PartOutcome:
     report_rows: list[ReportRows] = field(default_factory=list[ReportRows])
 
 
-def run_parts(base_model: BaseModel, pool: KvPool, parts: Sequence[Part]) -> list[PartOutcome]:
+def run_parts(
+    base_model: BaseModel, pool: KvPool, stacks: StackCache, parts: Sequence[Part]
+) -> list[PartOutcome]:
     """Run the parts of all requests in one pass; the pool gets keys and values, uncounted."""
     placed = place(parts)
     tokens: list[int] = []
@@ -52,10 +55,8 @@ def run_parts(base_model: BaseModel, pool: KvPool, parts: Sequence[Part]) -> lis
         tokens += each.part.tokens()
         positions += each.part.positions()
         spans += each.part.spans(each.start)
-    context = PassContext(
-        segments_of([(each.adapter, each.part.num_tokens) for each in placed]),
-        PagedAttention(pool, spans),
-    )
+    segments = segments_of([(each.adapter, each.part.num_tokens) for each in placed])
+    context = PassContext(segments, PagedAttention(pool, spans), stacked=stacks.over(segments))
     hidden_TD = base_model.hidden(
         torch.tensor(tokens, device=base_model.device),
         torch.tensor(positions, device=base_model.device),
@@ -68,19 +69,24 @@ def run_parts(base_model: BaseModel, pool: KvPool, parts: Sequence[Part]) -> lis
         for draw in each.part.draws(each.start)
     ]
     for begin in range(0, len(draws), LOGIT_ROWS):
-        _draw(base_model, hidden_TD, draws[begin : begin + LOGIT_ROWS])
+        _draw(base_model, stacks, hidden_TD, draws[begin : begin + LOGIT_ROWS])
     for each, outcome in zip(placed, outcomes, strict=True):
         outcome.report_rows = _report(base_model, hidden_TD, each)
     return outcomes
 
 
 def _draw(
-    base_model: BaseModel, hidden_TD: Tensor, chunk: Sequence[tuple[Draw, PartOutcome]]
+    base_model: BaseModel,
+    stacks: StackCache,
+    hidden_TD: Tensor,
+    chunk: Sequence[tuple[Draw, PartOutcome]],
 ) -> None:
     draws = [draw for draw, _ in chunk]
     positions_S = torch.tensor([draw.position for draw in draws], device=hidden_TD.device)
     segments = segments_of([(draw.request.adapter, 1) for draw in draws])
-    logits_SV = base_model.logits(hidden_TD.index_select(0, positions_S), segments)
+    logits_SV = base_model.logits(
+        hidden_TD.index_select(0, positions_S), segments, stacks.over(segments)
+    )
     rules = [draw.request.draw_rule for draw in draws]
     uniforms_SK = torch.from_numpy(_uniforms(draws)).to(logits_SV.device)
     tokens_SK, logprobs_SK = choose(logits_SV, rules, uniforms_SK)
