@@ -1,28 +1,26 @@
 """Sampled tokens per second: the sampler, and transformers' ``generate`` with the same model.
 
-Rounds are interleaved in one process, and medians taken over them. Every round has prompts of its
-own, so no prefix is known from an earlier one. Ways, for each number of concurrent prompts:
+All ways take turns in one process, and every round has prompts of its own, so no prefix is known
+from an earlier one. For each number of concurrent prompts:
 
 - 1 adapter, 8 adapters: our sampler, all requests at once; adapters of lora_rank 8;
-- sequential: our sampler, one request after the other (timed on a few of them);
-- generate: transformers, one prompt after the other (timed on a few), and all as one batch, without
-  any adapter.
+- generate: transformers, all as one batch, without any adapter.
 
-Then ``num_samples`` of one prompt, against as many calls.
+Beside them one request after the other, by our sampler and by ``generate``, timed on a few. Then
+``num_samples`` of one prompt, against as many calls.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from machine import caption, table
-from rich.progress import track
+from machine import Aim, Plot, aims_table, caption, table
+from rounds import Rounds, interleaved
 from transformers import AutoModelForCausalLM
 
 from cyclora_core.operations import LoraConfig
@@ -33,19 +31,61 @@ from cyclora_workers.base_model import BaseModel
 from cyclora_workers.sampling.sampler import Sampler
 
 PROMPT_TOKENS = 32
-NEW_TOKENS = 64
+LONG_PROMPT_TOKENS = 512
 NUM_ADAPTERS = 8
 NUM_TIMED_ALONE = 2
 """Requests that stand for all where they run one after the other."""
 
-Way = Callable[[], int]
-"""Samples prompts that are new, and returns the number of tokens drawn."""
+NUM_TIMED_CALLS = 4
+"""Calls that stand for as many as there are samples."""
+
+SEVERAL = f"{NUM_ADAPTERS} adapters"
+CONCURRENT_HEADER = [
+    "concurrent",
+    "1 adapter",
+    SEVERAL,
+    "generate",
+    "/ one after the other",
+    "/ generate",
+    f"{NUM_ADAPTERS} adapters / 1",
+    "spread",
+]
+SAMPLES_HEADER = ["prompt tokens", "samples", "one request", "calls in turn", "ratio"]
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Samples prompts that are new, ``num_tokens`` tokens in all."""
+
+    run: Callable[[], None]
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Speeds:
+    """Ways that took turns, each with work of its own size."""
+
+    ways: Mapping[str, Way]
+    rounds: Rounds
+
+    @classmethod
+    def measured(cls, ways: Mapping[str, Way], num_rounds: int, description: str) -> Speeds:
+        runs = {name: way.run for name, way in ways.items()}
+        return cls(ways, interleaved(runs, num_rounds, description))
+
+    def per_s(self, way: str) -> str:
+        return f"{self.rounds.per_s(way, self.ways[way].num_tokens):,.0f}"
+
+    def ratio(self, way: str, over: str) -> float:
+        """Of tokens per second."""
+        work = self.ways[way].num_tokens / self.ways[over].num_tokens
+        return work * self.rounds.speedup(way, over)
 
 
 class Bench:
     """The model twice, as our sampler and as transformers', and prompts that never repeat."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, num_new_tokens: int) -> None:
         folder = tiny_chat.model_dir()
         self.base_model = BaseModel.load(
             tiny_chat.MODEL_NAME, folder, dtype=dtype, device=torch.device("cpu")
@@ -53,6 +93,7 @@ class Bench:
         self.plain: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
         self.sampler = Sampler(self.base_model, max_kv_tokens=65_536, detokenize=None)
         self.adapters = [self._adapter(seed) for seed in range(NUM_ADAPTERS)]
+        self.num_new_tokens = num_new_tokens
         self._rng = np.random.default_rng(0)
 
     def _adapter(self, seed: int) -> AdapterWeights:
@@ -65,156 +106,153 @@ class Bench:
     def prompts(self, num_prompts: int, num_tokens: int = PROMPT_TOKENS) -> np.ndarray[Any, Any]:
         return self._rng.integers(4, self.base_model.vocab_size, (num_prompts, num_tokens))
 
-    def run(self, requests: Sequence[tuple[SampleBody, AdapterWeights | None]]) -> int:
+    def request(
+        self, prompt: np.ndarray[Any, Any], *, num_samples: int = 1, seed: int = 0
+    ) -> SampleBody:
+        params = SamplingParams(max_tokens=self.num_new_tokens, seed=seed, stop_on_eos=False)
+        return SampleBody(prompt.astype(np.int32), num_samples, params)
+
+    def run(self, requests: Sequence[tuple[SampleBody, AdapterWeights | None]]) -> None:
         for index, (body, adapter) in enumerate(requests):
             self.sampler.admit(f"r{index}", body, adapter)
-        num_tokens = 0
         while not self.sampler.is_idle:
             for finished in self.sampler.step():
                 if not isinstance(finished.result, SampleResult):
                     raise finished.result
-                num_tokens += sum(len(each.tokens) for each in finished.result.sequences)
-        return num_tokens
 
     def together(self, num_prompts: int, num_adapters: int) -> Way:
-        def way() -> int:
-            bodies = [request(prompt) for prompt in self.prompts(num_prompts)]
-            return self.run(
-                [(body, self.adapters[i % num_adapters]) for i, body in enumerate(bodies)]
-            )
+        def run() -> None:
+            bodies = [self.request(prompt) for prompt in self.prompts(num_prompts)]
+            self.run([(body, self.adapters[i % num_adapters]) for i, body in enumerate(bodies)])
 
-        return way
-
-    def one_by_one(self, num_calls: int, num_tokens: int = PROMPT_TOKENS, **options: int) -> Way:
-        """Calls with the same prompt in each; a new one for every round."""
-
-        def way() -> int:
-            (prompt,) = self.prompts(1, num_tokens)
-            calls = [request(prompt, seed=seed, **options) for seed in range(num_calls)]
-            return sum(self.run([(call, self.adapters[0])]) for call in calls)
-
-        return way
+        return Way(run, num_prompts * self.num_new_tokens)
 
     def alone(self) -> Way:
-        def way() -> int:
-            bodies = [request(prompt) for prompt in self.prompts(NUM_TIMED_ALONE)]
-            return sum(self.run([(body, self.adapters[0])]) for body in bodies)
+        def run() -> None:
+            for prompt in self.prompts(NUM_TIMED_ALONE):
+                self.run([(self.request(prompt), self.adapters[0])])
 
-        return way
+        return Way(run, NUM_TIMED_ALONE * self.num_new_tokens)
+
+    def samples(self, num_samples: int, num_tokens: int) -> Way:
+        def run() -> None:
+            (prompt,) = self.prompts(1, num_tokens)
+            self.run([(self.request(prompt, num_samples=num_samples), self.adapters[0])])
+
+        return Way(run, num_samples * self.num_new_tokens)
+
+    def calls(self, num_calls: int, num_tokens: int) -> Way:
+        """The same prompt in each, so all but the first find it computed."""
+
+        def run() -> None:
+            (prompt,) = self.prompts(1, num_tokens)
+            for seed in range(num_calls):
+                self.run([(self.request(prompt, seed=seed), self.adapters[0])])
+
+        return Way(run, num_calls * self.num_new_tokens)
 
     def generate(self, num_prompts: int, num_calls: int = 1) -> Way:
         @torch.inference_mode()
-        def way() -> int:
-            num_tokens = 0
+        def run() -> None:
             for _ in range(num_calls):
                 tokens = torch.from_numpy(self.prompts(num_prompts))
-                out = self.plain.generate(
+                self.plain.generate(
                     input_ids=tokens,
                     attention_mask=torch.ones_like(tokens),
                     do_sample=True,
-                    min_new_tokens=NEW_TOKENS,
-                    max_new_tokens=NEW_TOKENS,
+                    min_new_tokens=self.num_new_tokens,
+                    max_new_tokens=self.num_new_tokens,
                     pad_token_id=0,
                 )
-                num_tokens += num_prompts * (out.shape[1] - PROMPT_TOKENS)
-            return num_tokens
 
-        return way
+        return Way(run, num_calls * num_prompts * self.num_new_tokens)
 
 
-def request(prompt: np.ndarray[Any, Any], *, num_samples: int = 1, seed: int = 0) -> SampleBody:
-    params = SamplingParams(max_tokens=NEW_TOKENS, seed=seed, stop_on_eos=False)
-    return SampleBody(prompt.astype(np.int32), num_samples, params)
-
-
-def speeds(ways: Mapping[str, Way], num_rounds: int, description: str) -> dict[str, float]:
-    """Tokens per second of each way: medians of interleaved rounds, after one that warms up."""
-    found: dict[str, list[float]] = {name: [] for name in ways}
-    for number in track(range(num_rounds + 1), description=description):
-        for name, way in ways.items():
-            started_s = time.perf_counter()
-            num_tokens = way()
-            if number:
-                found[name].append(num_tokens / (time.perf_counter() - started_s))
-    return {name: statistics.median(each) for name, each in found.items()}
-
-
-def concurrent_table(bench: Bench, counts: Sequence[int], num_rounds: int) -> str:
-    rows: list[list[str]] = []
+def concurrent(bench: Bench, counts: Sequence[int], num_rounds: int, where: str) -> list[Aim]:
+    """Print the table over numbers of prompts; returns what it says of the aims."""
+    ways = {
+        "alone": bench.alone(),
+        "generate alone": bench.generate(1, NUM_TIMED_ALONE),
+    }
     for count in counts:
-        ways = {
-            "1 adapter": bench.together(count, 1),
-            f"{NUM_ADAPTERS} adapters": bench.together(count, NUM_ADAPTERS),
-            "sequential": bench.alone(),
-            "generate one by one": bench.generate(1, NUM_TIMED_ALONE),
-            "generate batched": bench.generate(count),
-        }
-        speed = speeds(ways, num_rounds, f"{count} prompts")
-        ours = speed["1 adapter"]
+        ways[f"{count}, 1 adapter"] = bench.together(count, 1)
+        ways[f"{count}, {SEVERAL}"] = bench.together(count, NUM_ADAPTERS)
+        ways[f"{count}, generate"] = bench.generate(count)
+    found = Speeds.measured(ways, num_rounds, "concurrent prompts")
+    rows: list[list[str]] = []
+    aims: list[Aim] = []
+    for count in counts:
+        ours, several, plain = (f"{count}, {way}" for way in CONCURRENT_HEADER[1:4])
+        over_alone, over_plain = found.ratio(ours, "alone"), found.ratio(ours, plain)
+        over_one = found.ratio(several, ours)
         rows.append(
             [
                 str(count),
-                *(f"{each:,.0f}" for each in speed.values()),
-                f"{ours / speed['sequential']:.1f}",
-                f"{ours / speed['generate batched']:.2f}",
-                f"{speed[f'{NUM_ADAPTERS} adapters'] / ours:.2f}",
+                *(found.per_s(way) for way in (ours, several, plain)),
+                f"{over_alone:.1f}",
+                f"{over_plain:.2f}",
+                f"{over_one:.2f}",
+                f"{found.rounds.spread(ours):.0%}",
             ]
         )
-    header = [
-        "concurrent",
-        "1 adapter",
-        f"{NUM_ADAPTERS} adapters",
-        "sequential",
-        "generate one by one",
-        "generate batched",
-        "/ sequential",
-        "/ generate batched",
-        f"{NUM_ADAPTERS} / 1 adapter",
-    ]
-    return table(header, rows)
+        if count == 8:
+            aims.append(Aim("8 concurrent over one after the other", where, 6.5, over_alone))
+        if count == 32:
+            aims.append(Aim("32 concurrent over a batch of generate", where, 2, over_plain))
+            aims.append(Aim("8 adapters over 1, 32 concurrent", where, 0.8, over_one))
+        if count == 100:
+            aims.append(Aim("100 concurrent over one after the other", where, 20, over_alone))
+    what = (
+        f"**{where}.** Sampled tokens/s, prompts of {PROMPT_TOKENS} tokens, {bench.num_new_tokens} "
+        f"new; one after the other {found.per_s('alone')}, by generate "
+        f"{found.per_s('generate alone')}; {num_rounds} rounds"
+    )
+    plot = Plot(where, CONCURRENT_HEADER[0], CONCURRENT_HEADER[1:4])
+    print(f"{caption(what)}\n\n{table(CONCURRENT_HEADER, rows, plot)}\n", flush=True)
+    return aims
 
 
-def samples_table(bench: Bench, num_rounds: int) -> str:
+def samples(bench: Bench, num_rounds: int, where: str) -> list[Aim]:
+    """Print the table over ``num_samples``; returns what it says of the aim."""
     rows: list[list[str]] = []
-    for num_tokens, num_samples in ((PROMPT_TOKENS, 4), (512, 16)):
+    aims: list[Aim] = []
+    for num_tokens, num_samples in ((PROMPT_TOKENS, 4), (LONG_PROMPT_TOKENS, 16)):
         ways = {
-            "num_samples": bench.one_by_one(1, num_tokens, num_samples=num_samples),
-            "calls": bench.one_by_one(num_samples, num_tokens),
+            "samples": bench.samples(num_samples, num_tokens),
+            "calls": bench.calls(NUM_TIMED_CALLS, num_tokens),
         }
-        speed = speeds(ways, num_rounds, f"{num_samples} samples")
-        rows.append(
-            [
-                str(num_tokens),
-                str(num_samples),
-                *(f"{each:,.0f}" for each in speed.values()),
-                f"{speed['num_samples'] / speed['calls']:.1f}",
-            ]
-        )
-    header = ["prompt tokens", "samples", "one request", "as many requests in turn", "ratio"]
-    return table(header, rows)
+        found = Speeds.measured(ways, num_rounds, f"{num_samples} samples")
+        ratio = found.ratio("samples", "calls")
+        speeds = [found.per_s(way) for way in ways]
+        rows.append([str(num_tokens), str(num_samples), *speeds, f"{ratio:.1f}"])
+        if num_samples == 4:
+            aims.append(Aim("num_samples=4 over four calls", where, 3.4, ratio))
+    what = (
+        f"**{where}.** Sampled tokens/s of one prompt, {bench.num_new_tokens} new; {num_rounds} "
+        "rounds"
+    )
+    print(f"{caption(what)}\n\n{table(SAMPLES_HEADER, rows)}\n", flush=True)
+    return aims
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--concurrent", type=int, nargs="+", default=[1, 8, 32, 128])
+    parser.add_argument("--concurrent", type=int, nargs="+", default=[1, 8, 32, 100, 128])
+    parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--quick", action="store_true", help="8 and 32 prompts, 3 rounds")
-    options = parser.parse_args()
-    counts, num_rounds = options.concurrent, options.rounds
-    if options.quick:
-        counts, num_rounds = [8, 32], 3
-    bench = Bench(getattr(torch, options.dtype))
-    what = (
-        f"Sampled tokens/s, prompts of {PROMPT_TOKENS} tokens, {NEW_TOKENS} new, "
-        f"{tiny_chat.MODEL_NAME} in {options.dtype}"
+    parser.add_argument(
+        "--quick", action="store_true", help="8, 32 and 100 prompts, 24 new tokens, 2 rounds"
     )
-    concurrent = concurrent_table(bench, counts, num_rounds)
-    samples = samples_table(bench, num_rounds)
-    print(caption(what))
-    print(concurrent)
-    print()
-    print(samples)
+    options = parser.parse_args()
+    counts: list[int] = [8, 32, 100] if options.quick else options.concurrent
+    num_rounds: int = 2 if options.quick else options.rounds
+    num_new_tokens: int = 24 if options.quick else options.new_tokens
+    bench = Bench(getattr(torch, options.dtype), num_new_tokens)
+    where = f"{tiny_chat.MODEL_NAME}, {options.dtype}"
+    aims = concurrent(bench, counts, num_rounds, where)
+    aims += samples(bench, num_rounds, where)
+    print(aims_table(aims))
 
 
 if __name__ == "__main__":
