@@ -103,6 +103,21 @@ def test_stacked_adapters_give_the_bits_of_a_product_per_segment(
         assert torch.equal(together, low_ranks(x_TD, size[1], segments, None))
 
 
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+@pytest.mark.parametrize("rank", [2, 3, 8, 32])
+def test_a_single_stacked_adapter_gives_the_bits_of_its_segment(
+    rank: int, num_threads: int
+) -> None:
+    torch.set_num_threads(num_threads)
+    for num_rows in (1, 7, 31, 32, 40, 300):
+        segments = pack([(None, 3), (adapter(rank, (256, 640)), num_rows)])
+        x_TD = torch.randn(aligned(segments[-1].stop), 256)
+
+        together = low_ranks(x_TD, 640, segments, stacked_over(segments))
+
+        assert torch.equal(together, low_ranks(x_TD, 640, segments, None))
+
+
 def test_stacked_adapters_add_what_plain_products_add() -> None:
     segments = pack([(adapter(8), 3), (None, 2), (adapter(4, seed=1), 20)])
     x_TD = torch.randn(32, 64)
@@ -163,9 +178,19 @@ class TestCache:
         assert later is not None
         assert list(later.stack.columns) == [s.adapter for s in segments[:2]]
 
-    def test_one_adapter_or_long_segments_are_left_alone(self) -> None:
+    def test_one_adapter_is_used_where_it_lies(self) -> None:
+        weights = adapter(8)
+        stacked = StackCache().over(pack([(weights, 4)]))
+
+        assert stacked is not None
+        module = stacked.stack.module("layer")
+        assert module is not None
+        assert module.lora_A_KD is weights.modules["layer"].lora_A_RD
+        assert module.lora_B_FK is weights.modules["layer"].lora_B_FR
+
+    def test_no_adapter_or_long_segments_of_several_are_left_alone(self) -> None:
         cache, first, second = StackCache(), adapter(64), adapter(64, seed=1)
 
-        assert cache.over(pack([(first, 4)])) is None
+        assert cache.over(pack([(None, 4), (adapter(1), 4)])) is None
         assert cache.over(pack([(first, 512), (second, 512)])) is None
         assert cache.over(pack([(first, 4), (second, 4)])) is not None

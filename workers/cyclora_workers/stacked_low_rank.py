@@ -57,14 +57,14 @@ def _has_aligned_inputs(module: ModuleAdapter) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _StackedModule:
-    """Shapes: both with aligned rows."""
+    """Shapes: both with aligned rows, except that lora_B of a single adapter is its own."""
 
     lora_A_KD: Tensor
     lora_B_FK: Tensor
 
 
 class AdapterStack:
-    """Copies of adapter weights that never change, side by side, module by module."""
+    """Adapter weights that never change, side by side, module by module: copies of several."""
 
     def __init__(self, adapters: Sequence[AdapterWeights]) -> None:
         self.columns: dict[AdapterWeights, slice] = {}
@@ -73,7 +73,7 @@ class AdapterStack:
         for adapter in adapters:
             self.columns[adapter] = slice(end, end + adapter.lora_rank)
             end += adapter.lora_rank
-        self.num_columns = aligned_width(end, torch.float32)
+        self.num_columns = end if len(adapters) == 1 else aligned_width(end, torch.float32)
         """K, rounded up so that rows of x A^T lie aligned."""
         self._modules: dict[str, _StackedModule | None] = {}
 
@@ -92,6 +92,8 @@ class AdapterStack:
         if not found:
             return None
         first = next(iter(found.values()))
+        if len(self.columns) == 1:
+            return _StackedModule(first.lora_A_RD, first.lora_B_FR)
         num_inputs, num_outputs = first.lora_A_RD.shape[1], first.lora_B_FR.shape[0]
         lora_A_KD = first.lora_A_RD.new_zeros(self.num_columns, num_inputs)
         lora_B_FK = first.lora_B_FR.new_zeros(num_outputs, self.num_columns)
@@ -159,7 +161,7 @@ class StackCache:
         """
         num_rows = -(-segments[-1].stop // ROW_ALIGNMENT) * ROW_ALIGNMENT
         wanted = self._stackable(segments)
-        if len(wanted) < 2:
+        if not wanted:
             return None
         num_columns = sum(adapter.lora_rank for adapter in wanted)
         apart = sum(
