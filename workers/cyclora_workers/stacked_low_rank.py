@@ -72,8 +72,8 @@ class AdapterStack:
         end = 0
         for adapter in adapters:
             self.columns[adapter] = slice(end, end + adapter.lora_rank)
-            end += adapter.lora_rank
-        self.num_columns = end if len(adapters) == 1 else aligned_width(end, torch.float32)
+            end += aligned_width(adapter.lora_rank, torch.float32)
+        self.num_columns = adapters[0].lora_rank if len(adapters) == 1 else end
         """K, rounded up so that rows of x A^T lie aligned."""
         self._modules: dict[str, _StackedModule | None] = {}
 
@@ -163,7 +163,7 @@ class StackCache:
         wanted = self._stackable(segments)
         if not wanted:
             return None
-        num_columns = sum(adapter.lora_rank for adapter in wanted)
+        num_columns = sum(aligned_width(a.lora_rank, torch.float32) for a in wanted)
         apart = sum(
             _CALL_ELEMENTS
             + -(-(segment.stop - segment.start) // ROW_ALIGNMENT)
