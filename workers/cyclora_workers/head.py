@@ -27,6 +27,7 @@ from cyclora_workers.multi_adapter_linear import (
     accumulate_gradients_,
     add_low_rank_,
     add_low_ranks_,
+    addmm_,
     align_rows,
     rows_from,
     segment_adapters,
@@ -159,7 +160,7 @@ def fused_head(
     for chunk in _chunks(pieces, max_chunk_rows):
         first = chunk[0].segment.start
         num_rows = chunk[-1].segment.stop - first
-        rows_TD = rows_from(hidden_TD, first, align_rows(num_rows))
+        rows_TD = with_aligned_rows(rows_from(hidden_TD, first, align_rows(num_rows)))
         forward = _forward_chunk(unembedding, rows_TD, chunk, first)
         results += [
             PieceResult(part.logprobs_NK, part.token_loss.loss.double().sum()) for part in forward
@@ -235,16 +236,18 @@ def _backward_chunk(
     gradient_TD: Tensor,
 ) -> None:
     """Write d loss / d hidden into ``gradient_TD``, which begins at the chunk's first row."""
-    kept = [(part.token_loss.coefficient != 0).any(1).nonzero()[:, 0] for part in parts]
-    counts = [rows_M.shape[0] for rows_M in kept]
+    kept = [_kept_rows(part.token_loss.coefficient) for part in parts]
+    counts = [part.normalizer_N1[rows_M].shape[0] for part, rows_M in zip(parts, kept, strict=True)]
     num_rows = sum(counts)
     if num_rows == 0:
         return
     vocab_size = unembedding.weight_VD.shape[0]
     # Aligned: with an odd vocabulary a piece would begin anywhere, and its sums over V with it.
-    padded_MV = rows_TD.new_zeros(
+    padded_MV = rows_TD.new_empty(
         align_rows(num_rows), aligned_width(vocab_size, rows_TD.dtype), dtype=torch.float32
     )
+    padded_MV[num_rows:] = 0.0
+    padded_MV[:, vocab_size:] = 0.0
     dlogits_MV = padded_MV[:, :vocab_size]
     ranges: list[slice] = []
     for part, rows_M, count in zip(parts, kept, counts, strict=True):
@@ -258,12 +261,19 @@ def _backward_chunk(
         coefficient_MK = part.token_loss.coefficient[rows_M]
         dlogits_MV[mine].mul_(-coefficient_MK.sum(1, keepdim=True))
         dlogits_MV[mine].scatter_add_(1, part.targets_NK[rows_M], coefficient_MK)
-        unembedding.rule.backward_(dlogits_MV[mine], part.logits_NV[rows_M])
+        if unembedding.rule != NO_RULE:
+            unembedding.rule.backward_(dlogits_MV[mine], part.logits_NV[rows_M])
     dlogits_MV = padded_MV.to(rows_TD.dtype)[:, :vocab_size]
     dhidden_MD = linear_with_aligned_rows(dlogits_MV, unembedding.weight_VD.t(), None)
     for part, rows_M, mine in zip(parts, kept, ranges, strict=True):
-        if part.adapter is not None and part.low_NR is not None and rows_M.shape[0]:
+        if part.adapter is not None and part.low_NR is not None and mine.stop > mine.start:
             x_MD, low_MR = rows_TD[part.rows][rows_M], part.low_NR[rows_M]
             dlow_MR = accumulate_gradients_(part.adapter, dlogits_MV[mine], x_MD, low_MR)
-            dhidden_MD[mine].addmm_(dlow_MR, part.adapter.adapter.lora_A_RD)
+            addmm_(dhidden_MD[mine], dlow_MR, part.adapter.adapter.lora_A_RD, 1.0)
         gradient_TD[part.rows][rows_M] = dhidden_MD[mine]
+
+
+def _kept_rows(coefficient_NK: Tensor) -> Tensor | slice:
+    """Index of the rows that have a gradient; of all rows a slice, which copies nothing."""
+    rows_M = (coefficient_NK != 0).any(1).nonzero()[:, 0]
+    return slice(None) if rows_M.shape[0] == coefficient_NK.shape[0] else rows_M

@@ -85,10 +85,10 @@ def add_low_rank_(y_TF: Tensor, x_TD: Tensor, segment: SegmentAdapter) -> Tensor
     y_NF = y_TF[start:stop]
     if num_rows < ROW_ALIGNMENT:
         padded_NF = rows_from(y_NF, 0, ROW_ALIGNMENT)
-        _addmm_(padded_NF, low_NR, adapter.lora_B_FR.t(), segment.scaling)
+        addmm_(padded_NF, low_NR, adapter.lora_B_FR.t(), segment.scaling)
         y_NF.copy_(padded_NF[:num_rows])
     else:
-        _addmm_(y_NF, low_NR[:num_rows], adapter.lora_B_FR.t(), segment.scaling)
+        addmm_(y_NF, low_NR[:num_rows], adapter.lora_B_FR.t(), segment.scaling)
     return low_NR[:num_rows]
 
 
@@ -137,9 +137,9 @@ def accumulate_gradients_(
     adapter = segment.adapter
     dlow_NR = linear(dy_NF, adapter.lora_B_FR.t(), None).mul_(segment.scaling)
     if adapter.gradient_A_RD is not None and adapter.gradient_B_FR is not None:
-        _addmm_(adapter.gradient_A_RD, dlow_NR.t(), x_ND, 1.0)
+        addmm_(adapter.gradient_A_RD, dlow_NR.t(), x_ND, 1.0)
         # Transposed: the few columns of the lora_rank make a faster product as its rows.
-        _addmm_(adapter.gradient_B_FR.t(), low_NR.t(), dy_NF, segment.scaling)
+        addmm_(adapter.gradient_B_FR.t(), low_NR.t(), dy_NF, segment.scaling)
     return dlow_NR
 
 
@@ -167,10 +167,10 @@ def low_ranks_backward_(
             dlow_NR = linear(dy_TF[rows], segment.adapter.lora_B_FR.t(), None)
             dlow_NR.mul_(segment.scaling)
         if dx_TD is not None:
-            _addmm_(dx_TD[rows], dlow_NR, segment.adapter.lora_A_RD, 1.0)
+            addmm_(dx_TD[rows], dlow_NR, segment.adapter.lora_A_RD, 1.0)
 
 
-def _addmm_(target: Tensor, left: Tensor, right: Tensor, alpha: float) -> None:
+def addmm_(target: Tensor, left: Tensor, right: Tensor, alpha: float) -> None:
     """``target += alpha * left @ right``, without rounding the product to the operands' dtype."""
     if left.is_cuda and target.dtype != left.dtype:
         target.add_(torch.mm(left, right, out_dtype=target.dtype), alpha=alpha)
