@@ -24,6 +24,7 @@ from cyclora_workers.activation_memory import measure_activation_memory
 from cyclora_workers.architecture import UnsupportedModel
 from cyclora_workers.base_model import BaseModel
 from cyclora_workers.engine import Engine
+from cyclora_workers.freed_memory import keep_freed_memory
 from cyclora_workers.loop import Worker
 from cyclora_workers.precision import choose_dtype, cpu_has_bf16, hidden_size_of
 from cyclora_workers.sampling.sampler import Sampler
@@ -99,6 +100,9 @@ async def serve(settings: WorkerSettings) -> None:
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
     device = choose_device(settings.device)
+    if device.type == "cpu":
+        # First of all: a thread that has allocated keeps the arena it got.
+        _log.info("memory allocator set up", keeps_freed=keep_freed_memory())
     try:
         progress.loading("finding the base model", 0.05)
         folder = model_folder(settings.base_model_path)
