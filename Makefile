@@ -7,8 +7,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DATA ?= data
 PYTEST_ARGS ?=
-# Threads that spin while they wait starve the processes under test on a small machine.
+# Threads that stay awake while they wait starve the processes under test on a small machine; those
+# that sleep at once make every small operation slow.
 export OMP_WAIT_POLICY ?= passive
+export GOMP_SPINCOUNT ?= 10000
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo serve test test-quick contract-all compatibility faults soak check format bench bench-quick \

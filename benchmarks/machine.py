@@ -37,11 +37,13 @@ def caption(what: str, *, num_threads: int | None = None) -> str:
     """
     if num_threads is None:
         num_threads = _torch().get_num_threads()
-    wait = os.environ.get("OMP_WAIT_POLICY", "active")
+    spins = os.environ.get("GOMP_SPINCOUNT")
+    wait = f"{os.environ.get('OMP_WAIT_POLICY', 'active')}ly"
+    wait += f" after {spins} spins" if spins else ""
     versions = [f"{name} {found}" for name in _PACKAGES if (found := _version(name))]
     command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     return (
-        f"{what}. {processor()}; {num_threads} OMP threads, which wait {wait}ly, "
+        f"{what}. {processor()}; {num_threads} OMP threads, which wait {wait}, "
         f"load {os.getloadavg()[0]:.1f}; {', '.join(versions)}, Python "
         f"{platform.python_version()}; {datetime.now(UTC):%Y-%m-%d}; `{command}`."
     )

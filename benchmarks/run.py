@@ -27,6 +27,8 @@ from pathlib import Path
 from plots import draw
 from report import Report, aims, aims_in_short, fill, missed
 
+from cyclora_client.up.specs import SHORT_WAITS
+
 BENCHMARKS = ("train", "grpo", "sample", "handover", "server", "memory", "gpu")
 _PROCESSES = ("core", "server", "scheduler", "workers", "client")
 _HERE = Path(__file__).resolve().parent
@@ -37,8 +39,8 @@ def run(name: str, arguments: Sequence[str]) -> Report | None:
     """Run one benchmark as a process of its own; None when it failed."""
     print(f"\n== {name}", file=sys.stderr, flush=True)
     started_mono_s = time.perf_counter()
-    # Threads that spin while they wait starve the other processes of a small machine.
-    environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
+    # As `cyclora up` has a worker's threads wait.
+    environment = {**SHORT_WAITS, **os.environ}
     # This checkout is measured, whichever one is installed.
     environment["PYTHONPATH"] = os.pathsep.join(str(_ROOT / folder) for folder in _PROCESSES)
     command = [sys.executable, str(_HERE / f"{name}.py"), *arguments]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cyclora_client.up.folder import DataFolder
 from cyclora_client.up.options import UpOptions
-from cyclora_client.up.specs import worker_specs
+from cyclora_client.up.specs import SHORT_WAITS, worker_specs
 
 
 def worker_settings(options: UpOptions) -> dict[str, str]:
@@ -24,3 +24,7 @@ def test_a_worker_keeps_base_weights_as_up_was_asked(tmp_path: Path) -> None:
 
 def test_a_worker_has_its_own_default_where_up_was_not_asked(tmp_path: Path) -> None:
     assert "CYCLORA_BASE_WEIGHTS" not in worker_settings(UpOptions(tmp_path))
+
+
+def test_a_workers_threads_wait_a_short_while_before_they_sleep(tmp_path: Path) -> None:
+    assert worker_settings(UpOptions(tmp_path)).items() >= SHORT_WAITS.items()

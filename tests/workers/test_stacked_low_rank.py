@@ -15,7 +15,7 @@ from torch import Tensor
 from cyclora_core.operations import LoraConfig
 from cyclora_workers.adapter import AdapterLayout, AdapterWeights, ModuleGroup, TargetModule
 from cyclora_workers.context import ROW_ALIGNMENT, Segment
-from cyclora_workers.multi_adapter_linear import add_low_ranks_
+from cyclora_workers.low_rank import add_low_ranks_
 from cyclora_workers.rows import HAS_ONEDNN, with_aligned_rows
 from cyclora_workers.stacked_low_rank import (
     AdapterStack,

@@ -26,14 +26,14 @@ from cyclora_workers.architecture import (
     module_group,
 )
 from cyclora_workers.attention import ATTENTION_NAME, UnsupportedAttention
-from cyclora_workers.context import ROW_ALIGNMENT, PassContext, Segment
+from cyclora_workers.context import ROW_ALIGNMENT, PassContext, Segment, align_rows
 from cyclora_workers.cuda.grouped_linear import GroupedLinears, can_group
 from cyclora_workers.experts import MultiAdapterExperts
 from cyclora_workers.fused_attention import RecordingAttention, fuse_attention
 from cyclora_workers.fused_norm import fuse_norms
 from cyclora_workers.head import Unembedding
 from cyclora_workers.logit_rule import LogitRule
-from cyclora_workers.multi_adapter_linear import MultiAdapterLinear, PassHolder, align_rows
+from cyclora_workers.multi_adapter_linear import MultiAdapterLinear, PassHolder
 from cyclora_workers.quantized_weight import (
     BaseWeights,
     QuantizedLinear,

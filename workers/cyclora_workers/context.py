@@ -24,6 +24,11 @@ last bit; with aligned rows a tenant's numbers do not depend on how many tokens 
 """
 
 
+def align_rows(num_rows: int) -> int:
+    """Round up to ``ROW_ALIGNMENT``."""
+    return -(-num_rows // ROW_ALIGNMENT) * ROW_ALIGNMENT
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """A run of consecutive packed tokens, [start, stop), that use the same adapter.

@@ -19,12 +19,8 @@ from torch import Tensor, nn
 
 from cyclora_workers.adapter import ModuleAdapter
 from cyclora_workers.architecture import UnsupportedModel
-from cyclora_workers.multi_adapter_linear import (
-    PassHolder,
-    SegmentAdapter,
-    add_low_rank_,
-    low_ranks_backward_,
-)
+from cyclora_workers.low_rank import SegmentAdapter, add_low_rank_, low_ranks_backward_
+from cyclora_workers.multi_adapter_linear import PassHolder
 from cyclora_workers.routing import ExpertRun, Routing
 from cyclora_workers.rows import empty_with_aligned_rows, with_aligned_rows
 

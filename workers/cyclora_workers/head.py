@@ -19,16 +19,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from cyclora_workers.context import Segment
+from cyclora_workers.context import ROW_ALIGNMENT, Segment, align_rows
 from cyclora_workers.logit_rule import NO_RULE, LogitRule
 from cyclora_workers.losses import TokenLoss
-from cyclora_workers.multi_adapter_linear import (
+from cyclora_workers.low_rank import (
     SegmentAdapter,
-    accumulate_gradients_,
     add_low_rank_,
     add_low_ranks_,
-    addmm_,
-    align_rows,
+    low_rank_backward_,
     rows_from,
     segment_adapters,
 )
@@ -243,8 +241,11 @@ def _backward_chunk(
         return
     vocab_size = unembedding.weight_VD.shape[0]
     # Aligned: with an odd vocabulary a piece would begin anywhere, and its sums over V with it.
+    # Followed by rows enough for the last adapter's products, which would copy its own otherwise.
     padded_MV = rows_TD.new_empty(
-        align_rows(num_rows), aligned_width(vocab_size, rows_TD.dtype), dtype=torch.float32
+        align_rows(num_rows) + ROW_ALIGNMENT,
+        aligned_width(vocab_size, rows_TD.dtype),
+        dtype=torch.float32,
     )
     padded_MV[num_rows:] = 0.0
     padded_MV[:, vocab_size:] = 0.0
@@ -264,12 +265,13 @@ def _backward_chunk(
         if unembedding.rule != NO_RULE:
             unembedding.rule.backward_(dlogits_MV[mine], part.logits_NV[rows_M])
     dlogits_MV = padded_MV.to(rows_TD.dtype)[:, :vocab_size]
-    dhidden_MD = linear_with_aligned_rows(dlogits_MV, unembedding.weight_VD.t(), None)
+    aligned_MV = dlogits_MV[: align_rows(num_rows)]
+    dhidden_MD = linear_with_aligned_rows(aligned_MV, unembedding.weight_VD.t(), None)
     for part, rows_M, mine in zip(parts, kept, ranges, strict=True):
         if part.adapter is not None and part.low_NR is not None and mine.stop > mine.start:
             x_MD, low_MR = rows_TD[part.rows][rows_M], part.low_NR[rows_M]
-            dlow_MR = accumulate_gradients_(part.adapter, dlogits_MV[mine], x_MD, low_MR)
-            addmm_(dhidden_MD[mine], dlow_MR, part.adapter.adapter.lora_A_RD, 1.0)
+            segment = replace(part.adapter, start=mine.start, stop=mine.stop)
+            low_rank_backward_(segment, low_MR, dlogits_MV, x_MD, dhidden_MD)
         gradient_TD[part.rows][rows_M] = dhidden_MD[mine]
 
 

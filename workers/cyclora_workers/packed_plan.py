@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from cyclora_workers.attention import PackedAttention
-from cyclora_workers.context import AttentionPlan
+from cyclora_workers.context import AttentionPlan, align_rows
 from cyclora_workers.cuda.varlen import VarlenAttention, is_supported
-from cyclora_workers.multi_adapter_linear import align_rows
 
 
 def packed_attention(

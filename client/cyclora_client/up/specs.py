@@ -13,6 +13,13 @@ from cyclora_client.up.probes import ReadyFile
 
 KEY_PREFIX = "cyclora"
 
+SHORT_WAITS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "10000"}
+"""How torch's threads wait for each other: some 20 microseconds awake, then asleep.
+
+Always awake, they take the cores from the server and the store: measured 10 to 20 times slower
+decode steps on a busy machine of two cores. Always asleep, waking them costs every small operation
+80 microseconds (docs/decisions/0051-small-products.md)."""
+
 
 def store_spec(
     folder: DataFolder,
@@ -43,9 +50,7 @@ def scheduler_spec(options: UpOptions, folder: DataFolder, redis_url: str) -> Pr
 
 def worker_specs(options: UpOptions, folder: DataFolder, redis_url: str) -> list[ProcessSpec]:
     """One worker per base model."""
-    # Threads that spin while they wait take the cores from the server and the store: measured
-    # 10 to 20 times slower decode steps on a busy machine of two cores.
-    shared = {"OMP_WAIT_POLICY": "passive"}
+    shared = {**SHORT_WAITS}
     if options.dtype is not None:
         shared["CYCLORA_DTYPE"] = options.dtype
     if options.base_weights is not None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cyclora_workers.base_model import BaseModel
-from cyclora_workers.context import PassContext, Segment
+from cyclora_workers.context import PassContext, Segment, align_rows
 from cyclora_workers.cuda.paged_attention import PagedAttention, PagedPool, PagedShape, PagedSpan
 from cyclora_workers.cuda.segment_table import (
     DECODE_BLOCK_ROWS,
@@ -28,7 +28,6 @@ from cyclora_workers.cuda.segment_table import (
     SegmentTable,
     TableSize,
 )
-from cyclora_workers.multi_adapter_linear import align_rows
 from cyclora_workers.transfer import to_device
 
 _log = structlog.get_logger(__name__)
