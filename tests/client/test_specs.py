@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from cyclora_client.up.folder import DataFolder
 from cyclora_client.up.options import UpOptions
 from cyclora_client.up.specs import SHORT_WAITS, worker_specs
@@ -26,5 +28,18 @@ def test_a_worker_has_its_own_default_where_up_was_not_asked(tmp_path: Path) -> 
     assert "CYCLORA_BASE_WEIGHTS" not in worker_settings(UpOptions(tmp_path))
 
 
-def test_a_workers_threads_wait_a_short_while_before_they_sleep(tmp_path: Path) -> None:
+def test_a_workers_threads_wait_a_short_while_before_they_sleep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in SHORT_WAITS:
+        monkeypatch.delenv(name, raising=False)
+
     assert worker_settings(UpOptions(tmp_path)).items() >= SHORT_WAITS.items()
+
+
+def test_how_a_workers_threads_wait_can_be_set_outside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+
+    assert worker_settings(UpOptions(tmp_path))["GOMP_SPINCOUNT"] == "7"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ SHORT_WAITS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "10000"}
 
 Always awake, they take the cores from the server and the store: measured 10 to 20 times slower
 decode steps on a busy machine of two cores. Always asleep, waking them costs every small operation
-80 microseconds (docs/decisions/0051-small-products.md)."""
+80 microseconds (docs/decisions/0051-small-products.md). ``cyclora up`` leaves what it finds set."""
 
 
 def store_spec(
@@ -50,7 +51,7 @@ def scheduler_spec(options: UpOptions, folder: DataFolder, redis_url: str) -> Pr
 
 def worker_specs(options: UpOptions, folder: DataFolder, redis_url: str) -> list[ProcessSpec]:
     """One worker per base model."""
-    shared = {**SHORT_WAITS}
+    shared = {name: os.environ.get(name, value) for name, value in SHORT_WAITS.items()}
     if options.dtype is not None:
         shared["CYCLORA_DTYPE"] = options.dtype
     if options.base_weights is not None:
