@@ -91,11 +91,28 @@ def take_room(
     A unit that is larger than what is free waits until that has grown, but not for ever: once its
     tenant has the most credit, and as much as the unit costs or the memory holds, it gets all that
     is free. One larger than the memory, which no waiting helps, also gets that without credit when
-    nobody else can run. It is charged in full, and what its tenant has not earned it owes.
+    nobody else can run. It is charged in full, and what its tenant has not earned it owes. Nobody
+    carries on more credit than that takes: while one tenant pays what it owes, the others that wait
+    earn as much, and would keep everybody new out for as long.
 
     Units:
         ``costs``, ``free`` and ``total`` in tokens.
     """
+    shares = _room(costs, free, total, credits, weights)
+    bounded = {
+        tenant: min(credit, costs[tenant][shares.num_taken[tenant]], total)
+        for tenant, credit in shares.credits.items()
+    }
+    return Shares(shares.num_taken, bounded)
+
+
+def _room(
+    costs: Mapping[str, Sequence[int]],
+    free: int,
+    total: int,
+    credits: Mapping[str, float],
+    weights: Mapping[str, float],
+) -> Shares:
     due = _first(costs, credits) if free > 0 else None
     if due is not None:
         head, earned = costs[due][0], credits.get(due, 0.0)

@@ -45,6 +45,7 @@ class Scheduler:
         self._credits: dict[str, Credits] = {}
         self._weights: Mapping[str, float] = {}
         self._is_leading = False
+        self._has_waited = False
         self._next_gap_check_s = 0.0
         self._gaps: dict[str, tuple[int, float]] = {}
         """Of each model with a gap: the seq_id in front of it, and when we first saw it (mono)."""
@@ -53,8 +54,12 @@ class Scheduler:
         """Run until ``stopping`` is set; a cycle starts as soon as a worker and work are there."""
         cycles, wait_s = self._store.cycles, self._settings.idle_wait_s
         while not stopping.is_set():
-            # What changes from here on wakes us: looking again behind a dispatch finds nothing.
+            self._has_waited = False
+            # What changes from here on wakes us: looking again behind a dispatch finds nothing,
             await self.tick()
+            # unless that waited for company, and took what was to wake us for another worker.
+            if self._has_waited:
+                continue
             if self._is_leading:
                 await cycles.wait_for_work(wait_s)
             else:
@@ -133,6 +138,7 @@ class Scheduler:
             return 0
         began_s = self._clock.mono_s()
         while (wait_s := self._company_s(waiting, last, budget, began_s)) > 0:
+            self._has_waited = True
             await self._wait(wait_s)
             waiting = await self._gather(worker)
         started_s = self._clock.mono_s()

@@ -102,7 +102,7 @@ def create_app(settings: Settings, store: StorePort, storage: StoragePort, clock
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await background.finish()
+            await background.finish(settings.shutdown_grace_s)
 
     # The page's scripts come from here too: it must work where nothing else can be reached.
     app = FastAPIOffline(

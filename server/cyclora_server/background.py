@@ -21,10 +21,16 @@ class Background:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def finish(self) -> None:
-        """Wait until nothing is left."""
-        while self._tasks:
-            await asyncio.gather(*self._tasks)
+    async def finish(self, timeout_s: float) -> None:
+        """Wait until nothing is left, or cancel what is left after so long: it is no loss."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._tasks:
+                    await asyncio.wait(self._tasks)
+        except TimeoutError:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _run(self, work: Coroutine[Any, Any, None]) -> None:
         try:

@@ -151,3 +151,24 @@ def test_samples_larger_than_the_memory_do_not_starve_one_that_waits_for_room() 
 
     assert first.num_taken["huge"] == 1
     assert shares.num_taken == {"huge": 0, "middle": 1}
+
+
+@pytest.mark.parametrize("debt", [0, 2_000, 400_000, 4_000_000])
+def test_who_waits_beside_a_debtor_earns_no_credit_against_somebody_new(debt: int) -> None:
+    left = {"debtor": [10] * 10_000, "large": [900] * 100}
+    credits: dict[str, float] = {"debtor": -float(debt)}
+    for _ in range(2):  # the debt is paid in rounds that pass as one
+        shares = take_room(left, 16, 1000, credits, {})
+        credits = dict(shares.credits)
+        del left["debtor"][: shares.num_taken["debtor"]]
+
+    left["new"] = [10]
+    for _num_cycles in range(10):
+        shares = take_room(left, 100, 1000, credits, {})
+        if shares.num_taken["new"]:
+            return
+        credits = dict(shares.credits)
+        for tenant, count in shares.num_taken.items():
+            del left[tenant][:count]
+
+    raise AssertionError("the newcomer waits for what others earned")

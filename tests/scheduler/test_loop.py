@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 
 from core.builders import BASE_MODEL, add_worker, model_id, sample, submission, submit
 from cyclora_core.clock import ManualClock
 from cyclora_core.operations import OperationKind
+from cyclora_core.records import Submission
 from cyclora_core.store import Store
 from cyclora_core.store.operations import Outcome
 from cyclora_core.types import Cycle, PendingOperation
@@ -208,6 +210,36 @@ async def test_a_free_worker_is_looked_at_at_once_and_not_after_the_idle_wait(
             last_cycle_id = cycle.cycle_id
             await submit(store, submission(CREATE, 0, owner_id=model_id(2 * number + 1)))
             await store.workers.release("worker-1", last_cycle_id, WorkerStats())
+
+    stopping.set()
+    await asyncio.wait_for(running, 5)
+
+
+@pytest.mark.parametrize(("early", "late"), [("one", "two"), ("two", "one")])
+async def test_a_wait_for_company_takes_no_other_workers_wake_up(
+    store: Store, clock: ManualClock, early: str, late: str
+) -> None:
+    """While it waits beside the early worker, work for the late one arrives and wakes that wait."""
+
+    def work(base_model: str) -> Submission:
+        return replace(
+            submission(CREATE, 0, owner_id=model_id(base_model == f"base/{late}")),
+            base_model=base_model,
+        )
+
+    async def wait(seconds: float) -> None:
+        await submit(store, work(f"base/{late}"))
+        await store.cycles.wait_for_work(seconds)
+        clock.advance(seconds)
+
+    for name in (early, late):
+        await add_worker(store, name, name, base_model=f"base/{name}")
+    scheduler = Scheduler(store, SchedulerSettings(idle_wait_s=2.0), clock, wait)
+    stopping = asyncio.Event()
+    await submit(store, work(f"base/{early}"))
+    running = asyncio.create_task(scheduler.run(stopping))
+
+    assert await store.workers.claim(late, 0, 1.0) is not None
 
     stopping.set()
     await asyncio.wait_for(running, 5)
