@@ -143,7 +143,7 @@ def _aims(report: Report) -> list[list[str]]:
 
 
 def _number(text: str) -> float:
-    found = re.search(r"[-+]?[\d,]*\.?\d+", text)
+    found = re.search(r"[-+]?[\d,]*\.?\d+(?:e[-+]?\d+)?", text)
     return float(found[0].replace(",", "")) if found else 0.0
 
 

@@ -67,6 +67,13 @@ def test_the_page_says_by_how_much_an_aim_was_missed() -> None:
     assert missed([]) == "None."
 
 
+def test_small_numbers_keep_their_exponents() -> None:
+    aim = Aim("difference", "tiny", 1e-5, 1.4e-4, is_bound_above=True)
+    report = Report.parse("agreement", 1.0, aims_table([aim]))
+
+    assert missed([report]).splitlines()[-1].endswith("| at most 1e-05 | 0.00014 | 14.00 |")
+
+
 def test_the_short_form_gives_the_range_and_how_often_an_aim_was_met() -> None:
     assert aims_in_short([parsed()]).splitlines()[-1] == (
         "| over peft | at least 2.5 | 2 to 3 | 1 of 2 |"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cyclora_core.operations import LoraConfig
+from cyclora_workers import stacked_low_rank
 from cyclora_workers.adapter import AdapterLayout, AdapterWeights, ModuleGroup, TargetModule
 from cyclora_workers.context import ROW_ALIGNMENT, Segment
 from cyclora_workers.low_rank import add_low_ranks_
@@ -104,6 +105,23 @@ def test_stacked_adapters_give_the_bits_of_a_product_per_segment(
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 3])
+@pytest.mark.parametrize("ranks", [(8, *[32] * 16), (128, 24, 40) * 6, (64,) * 20])
+def test_more_adapters_than_a_stack_holds_have_the_bits_of_their_segments(
+    ranks: tuple[int, ...], num_threads: int
+) -> None:
+    torch.set_num_threads(num_threads)
+    size = (64, 80)
+    segments = pack([(adapter(rank, size, seed=i), 1) for i, rank in enumerate(ranks)])
+    x_TD = torch.randn(aligned(len(ranks)), size[0])
+    stacked = StackCache().over(segments)
+
+    together = low_ranks(x_TD, size[1], segments, stacked)
+
+    assert (stacked is None) == (not HAS_ONEDNN)
+    assert torch.equal(together, low_ranks(x_TD, size[1], segments, None))
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
 @pytest.mark.parametrize("rank", [2, 3, 8, 32])
 def test_a_single_stacked_adapter_gives_the_bits_of_its_segment(
     rank: int, num_threads: int
@@ -177,6 +195,32 @@ class TestCache:
 
         assert later is not None
         assert list(later.stack.columns) == [s.adapter for s in segments[:2]]
+
+    def test_a_part_of_a_pass_keeps_the_stack_of_the_whole(self) -> None:
+        cache, segments = StackCache(), pack([(adapter(8, seed=i), 1) for i in range(8)])
+        whole = cache.over(segments)
+        part = cache.over(segments[:2], may_shrink=False)
+
+        assert whole is not None
+        assert part is not None
+        assert part.stack is whole.stack
+
+    @pytest.mark.parametrize("max_bytes", [1_000, 60_000, 10**9])
+    def test_copies_keep_their_bound(self, max_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(stacked_low_rank, "_MAX_STACK_BYTES", max_bytes)
+        few, many = (adapter(2, seed=i, train_attn=i > 3) for i in (0, 4)), range(1, 9)
+        weights = [*few, *(adapter(2, seed=i, train_mlp=i != 2) for i in many)]
+        stacked = StackCache().over(pack([(each, 1) for each in weights]))
+
+        modules = [stacked.stack.module(n) for n in ("layer", "elsewhere")] if stacked else []
+        held = sum(
+            copy.untyped_storage().nbytes()
+            for module in modules
+            if module is not None
+            for copy in (module.lora_A_KD, module.lora_B_FK)
+        )
+        assert held <= max_bytes
+        assert (held > 0) == (max_bytes > 1_000)
 
     def test_one_adapter_is_used_where_it_lies(self) -> None:
         weights = adapter(8)

@@ -15,6 +15,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _KEPT_BYTES = 2**30
 """A single tensor of more goes back when it is freed, as does what lies free above as much."""
 
+_OLD_MAX_THRESHOLD = 32 * 2**20
+
 
 def keep_freed_memory() -> bool:
     """Let this process reuse what it frees; False where the C library is not glibc.
@@ -28,9 +30,10 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    settings = {
-        _M_ARENA_MAX: 1,
-        _M_MMAP_THRESHOLD: _KEPT_BYTES,
-        _M_TRIM_THRESHOLD: _KEPT_BYTES,
-    }
-    return all(mallopt(name, value) == 1 for name, value in settings.items())
+    done = [
+        mallopt(_M_ARENA_MAX, 1),
+        # An old glibc refuses more than half of a thread's heap here.
+        mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES) or mallopt(_M_MMAP_THRESHOLD, _OLD_MAX_THRESHOLD),
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES),
+    ]
+    return all(done)

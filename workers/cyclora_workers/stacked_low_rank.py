@@ -29,6 +29,10 @@ from cyclora_workers.rows import HAS_ONEDNN, aligned_width, linear
 _MAX_STACK_BYTES = 256 * 2**20
 """Memory of the copies that lie side by side; adapters beyond it go segment by segment."""
 
+_MAX_STACK_COLUMNS = 512
+"""Beyond, oneDNN forms the sum over B's columns in parts, and an adapter that lies across a border
+gets other bits than by itself (decision 0049)."""
+
 _CALL_ELEMENTS = 2_000
 """Elements of x A^T that cost as much as the calls for one more segment do."""
 
@@ -154,10 +158,13 @@ class StackCache:
         """Let go of all adapters."""
         self._stack = AdapterStack([])
 
-    def over(self, segments: Sequence[Segment]) -> StackedLowRank | None:
+    def over(
+        self, segments: Sequence[Segment], *, may_shrink: bool = True
+    ) -> StackedLowRank | None:
         """How to compute these segments together; None where one by one is better.
 
-        The segments' adapters must never change.
+        The segments' adapters must never change. ``may_shrink`` False keeps a stack of which they
+        need a part: for a part of a pass.
         """
         num_rows = -(-segments[-1].stop // ROW_ALIGNMENT) * ROW_ALIGNMENT
         wanted = self._stackable(segments)
@@ -176,19 +183,25 @@ class StackCache:
             return None
         stack = self._stack
         is_known = wanted.keys() <= stack.columns.keys()
-        if not is_known or stack.num_columns > 2 * num_columns:
+        if not is_known or (may_shrink and stack.num_columns > 2 * num_columns):
             self._stack = stack = AdapterStack(list(wanted))
         return StackedLowRank(stack, segments, num_rows)
 
     def _stackable(self, segments: Sequence[Segment]) -> dict[AdapterWeights, None]:
         found: dict[AdapterWeights, None] = {}
-        num_bytes = 0
+        num_columns, widths = 0, dict[str, int]()
         for segment in segments:
             adapter = segment.adapter
             if adapter is None or adapter in found or not self._may(adapter):
                 continue
-            num_bytes += adapter.flat_P.nbytes
-            if num_bytes > _MAX_STACK_BYTES:
+            num_columns += aligned_width(adapter.lora_rank, torch.float32)
+            # Every adapter gets columns in every module that any of them has.
+            widths |= {
+                name: module.lora_A_RD.shape[1] + module.lora_B_FR.shape[0]
+                for name, module in adapter.modules.items()
+            }
+            num_bytes = num_columns * sum(widths.values()) * torch.float32.itemsize
+            if num_columns > _MAX_STACK_COLUMNS or num_bytes > _MAX_STACK_BYTES:
                 break
             found[adapter] = None
         return found

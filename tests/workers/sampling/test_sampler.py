@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -392,6 +394,19 @@ def test_cancelling_frees_the_memory_and_leaves_the_others(
     assert shared.free_kv_tokens == 80
     for request_id, result in results.items():
         assert bits(sample(qwen3.base_model, requests[request_id])) == bits(result)
+
+
+def test_cancelling_the_last_request_lets_go_of_its_adapter(qwen3: TinyModel) -> None:
+    shared, weights = sampler(qwen3.base_model), adapter(qwen3.base_model, 1)
+    shared.admit("r", body(PROMPT), weights)
+    shared.step()
+    alive = weakref.ref(weights)
+    del weights
+
+    shared.cancel("r")
+
+    gc.collect()
+    assert alive() is None
 
 
 def test_a_long_prompt_does_not_keep_rows_from_decoding(qwen3: TinyModel) -> None:

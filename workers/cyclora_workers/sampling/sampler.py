@@ -174,6 +174,8 @@ class Sampler:
         request = self._requests.pop(request_id, None)
         if request is not None:
             self._let_go(request.rows)
+        if self.is_idle:
+            self._stacks.clear()
 
     def take_partials(self) -> list[Partial]:
         """What streamed requests got since this was last asked.

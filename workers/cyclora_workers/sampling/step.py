@@ -84,9 +84,8 @@ def _draw(
     draws = [draw for draw, _ in chunk]
     positions_S = torch.tensor([draw.position for draw in draws], device=hidden_TD.device)
     segments = segments_of([(draw.request.adapter, 1) for draw in draws])
-    logits_SV = base_model.logits(
-        hidden_TD.index_select(0, positions_S), segments, stacks.over(segments)
-    )
+    stacked = stacks.over(segments, may_shrink=False)
+    logits_SV = base_model.logits(hidden_TD.index_select(0, positions_S), segments, stacked)
     rules = [draw.request.draw_rule for draw in draws]
     uniforms_SK = torch.from_numpy(_uniforms(draws)).to(logits_SV.device)
     tokens_SK, logprobs_SK = choose(logits_SV, rules, uniforms_SK)
