@@ -53,7 +53,7 @@ class Deployment:
 
     async def retrieve(self, request_id: str) -> httpx.Response:
         response = await self.post("retrieve_future", request_id=request_id)
-        await self.background.finish()
+        await self.background.finish(timeout_s=30)
         return response
 
     async def step(self) -> httpx.Response:

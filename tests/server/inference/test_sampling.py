@@ -56,7 +56,7 @@ async def test_nobody_waits_for_a_client_that_has_left(
 
     with pytest.raises(ClientDisconnect):
         await samples.results(gone)
-    await services.background.finish()
+    await services.background.finish(timeout_s=5)
 
     assert store.futures.acknowledged == [each.request_id for each in submitted.all]
 
