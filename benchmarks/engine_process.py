@@ -69,4 +69,4 @@ def _serve(pipe: Connection, folder: Path, dtype_name: str, num_threads: int) ->
                 step()
             pipe.send(None)
         else:
-            step = engine_step(base_model, message)
+            step = engine_step(base_model, [message])

@@ -74,18 +74,20 @@ def measure(
     num_rounds: int,
 ) -> Case:
     num_tenants, num_data = case
-    data = random_data(num_tenants * num_data, base_model.vocab_size)
-    work = dealt(data, num_tenants)
-    total = num_tokens(work)
+    count, vocab_size = num_tenants * num_data, base_model.vocab_size
+    rounds = [random_data(count, vocab_size)]
+    total = num_tokens(dealt(rounds[0], num_tenants))
+    rounds += [random_data(count, vocab_size, i + 1, total=total) for i in range(num_rounds)]
+    works = [dealt(data, num_tenants) for data in rounds]
     bound = MatrixProducts(base_model, total, MAX_TOKENS_PER_MICROBATCH)
     ways = {
-        "ours": engine_step(base_model, work),
-        "peft": peft_step(folder, work, ranks(num_tenants), peft_dtype),
-        "no adapter": bare_pass(base_model, work),
+        "ours": engine_step(base_model, works),
+        "peft": peft_step(folder, works, ranks(num_tenants), peft_dtype),
+        "no adapter": bare_pass(base_model, works),
         "bound": bound,
     }
     if num_tenants == 64:
-        ways["one tenant"] = engine_step(base_model, dealt(data, 1))
+        ways["one tenant"] = engine_step(base_model, [dealt(data, 1) for data in rounds])
     description = f"{base_model.name}, {base_model.dtype}, {num_tenants} tenants"
     return Case(*case, total, bound.flops, interleaved(ways, num_rounds, description))
 
@@ -124,7 +126,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the smallest shape, in bfloat16")
     parser.add_argument("--shapes", nargs="+", choices=names, default=names)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     cases, num_rounds = (QUICK_CASES, 2) if options.quick else (CASES, options.rounds)
     shapes = [TINY] if options.quick else [s for s in SHAPES if s.name in options.shapes]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
+from work import Work
 
 from cyclora_core.operations import PassBody
 
@@ -18,11 +20,12 @@ _TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "dow
 
 
 def peft_step(
-    folder: Path, work: Sequence[PassBody], ranks: Sequence[int], dtype: torch.dtype
+    folder: Path, works: Sequence[Work], ranks: Sequence[int], dtype: torch.dtype
 ) -> Callable[[], None]:
     """One step of every tenant: set_adapter, its padded data, backward, AdamW.
 
-    peft keeps the adapters in fp32 beside a bf16 base model, as we keep their masters.
+    Each call takes the next of the works, and the first behind the last. peft keeps the adapters in
+    fp32 beside a bf16 base model, as we keep their masters.
     """
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     for i, rank in enumerate(ranks):
@@ -32,14 +35,14 @@ def peft_step(
         else:
             model.add_adapter(f"t{i}", config)
     optimizers: list[torch.optim.Optimizer] = []
-    for i in range(len(work)):
+    for i in range(len(ranks)):
         model.set_adapter(f"t{i}")
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizers.append(torch.optim.AdamW(trained, lr=1e-4, betas=(0.9, 0.95), eps=1e-12))
-    batches = [_padded(body) for body in work]
+    turns = itertools.cycle([[_padded(body) for body in work] for work in works])
 
     def step() -> None:
-        for i, (tokens, targets) in enumerate(batches):
+        for i, (tokens, targets) in enumerate(next(turns)):
             model.set_adapter(f"t{i}")
             logits = model(input_ids=tokens, attention_mask=(targets != -100).long()).logits
             loss = torch.nn.functional.cross_entropy(
@@ -52,11 +55,11 @@ def peft_step(
     return step
 
 
-def best_dtype(folder: Path, work: Sequence[PassBody], ranks: Sequence[int]) -> torch.dtype:
+def best_dtype(folder: Path, work: Work, ranks: Sequence[int]) -> torch.dtype:
     """The dtype in which this baseline is faster here: the best of three steps each."""
     found: dict[torch.dtype, float] = {}
     for dtype in (torch.float32, torch.bfloat16):
-        step = peft_step(folder, work, ranks, dtype)
+        step = peft_step(folder, [work], ranks, dtype)
         step()
         seconds: list[float] = []
         for _ in range(3):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -23,18 +24,30 @@ def ranks(num_tenants: int) -> list[int]:
     return [RANKS[i % len(RANKS)] for i in range(num_tenants)]
 
 
-def random_data(num_data: int, vocab_size: int, seed: int = 0) -> list[Datum]:
-    """cross_entropy data of random lengths and tokens."""
+Work = Sequence[PassBody]
+"""One forward_backward of each tenant."""
+
+
+def random_data(
+    num_data: int, vocab_size: int, seed: int = 0, *, total: int | None = None
+) -> list[Datum]:
+    """cross_entropy data of random lengths and tokens; ``total``: of so many tokens together."""
     rng = np.random.default_rng(seed)
+    lengths = rng.integers(MIN_TOKENS, MAX_TOKENS + 1, num_data)
+    if total is not None:
+        assert MIN_TOKENS * num_data <= total <= MAX_TOKENS * num_data
+        while (missing := total - lengths.sum()) != 0:
+            one = rng.integers(num_data)
+            lengths[one] = np.clip(lengths[one] + missing, MIN_TOKENS, MAX_TOKENS)
     made: list[Datum] = []
-    for length in rng.integers(MIN_TOKENS, MAX_TOKENS + 1, num_data):
+    for length in lengths:
         ids = rng.integers(0, vocab_size, length + 1)
         inputs = {"target_tokens": ids[1:], "weights": np.ones(length, np.float32)}
         made.append(Datum(ids[:-1].astype(np.int32), inputs))
     return made
 
 
-def dealt(data: Sequence[Datum], num_tenants: int) -> list[PassBody]:
+def dealt(data: Sequence[Datum], num_tenants: int) -> Work:
     """One forward_backward for each tenant, of equally many of the data."""
     each = len(data) // num_tenants
     return [
@@ -42,30 +55,30 @@ def dealt(data: Sequence[Datum], num_tenants: int) -> list[PassBody]:
     ]
 
 
-def num_tokens(work: Sequence[PassBody]) -> int:
+def num_tokens(work: Work) -> int:
     return sum(len(datum.tokens) for body in work for datum in body.data)
 
 
-def engine_step(base_model: BaseModel, work: Sequence[PassBody]) -> Callable[[], None]:
-    """One step of every tenant as a clock cycle does it: shared passes, then the optimizer."""
+def engine_step(base_model: BaseModel, works: Sequence[Work]) -> Callable[[], None]:
+    """One step of every tenant as a clock cycle does it: shared passes, then the optimizer.
+
+    Each call takes the next of the works, and the first behind the last.
+    """
     states = [
         AdapterState.create(base_model, LoraConfig(rank, seed=i))
-        for i, rank in enumerate(ranks(len(work)))
+        for i, rank in enumerate(ranks(len(works[0])))
     ]
-    items = [
-        PassItem(f"r{i}", state, body, True)
-        for i, (state, body) in enumerate(zip(states, work, strict=True))
-    ]
+    turns = itertools.cycle([_items(states, work) for work in works])
 
     def step() -> None:
-        _run(base_model, items)
+        _run(base_model, next(turns))
         for state in states:
             optimizer_step(state, OptimStepBody())
 
     return step
 
 
-def bare_pass(base_model: BaseModel, work: Sequence[PassBody]) -> Callable[[], None]:
+def bare_pass(base_model: BaseModel, works: Sequence[Work]) -> Callable[[], None]:
     """The same passes with no adapter to speak of, and no optimizer step.
 
     One adapter of rank 1 on the first target module, the first layer's query projection, makes the
@@ -74,14 +87,21 @@ def bare_pass(base_model: BaseModel, work: Sequence[PassBody]) -> Callable[[], N
     config = LoraConfig(1)
     layout = AdapterLayout(base_model.target_modules[:1], config)
     state = AdapterState(config, layout, base_model.dtype, base_model.device)
-    items = [PassItem(f"r{i}", state, body, True) for i, body in enumerate(work)]
+    turns = itertools.cycle([_items([state] * len(work), work) for work in works])
 
     def run() -> None:
-        _run(base_model, items)
+        _run(base_model, next(turns))
         state.gradient_P.zero_()
         state.num_accumulated_passes = 0
 
     return run
+
+
+def _items(states: Sequence[AdapterState], work: Work) -> list[PassItem]:
+    return [
+        PassItem(f"r{i}", state, body, True)
+        for i, (state, body) in enumerate(zip(states, work, strict=True))
+    ]
 
 
 def _run(base_model: BaseModel, items: Sequence[PassItem]) -> None:

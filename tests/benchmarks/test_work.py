@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from bounds import MatrixProducts
 from shapes import SHAPES, TINY
 from torch import Tensor
-from work import bare_pass, dealt, engine_step, num_tokens, random_data
+from work import (
+    MAX_TOKENS,
+    MIN_TOKENS,
+    bare_pass,
+    dealt,
+    engine_step,
+    num_tokens,
+    random_data,
+)
 
 from cyclora_workers import tiny_chat
 from cyclora_workers.base_model import BaseModel
@@ -50,6 +60,38 @@ def test_dealing_data_out_gives_every_tenant_as_many() -> None:
     assert num_tokens(work) == num_tokens(dealt(data, 1))
 
 
+@pytest.mark.parametrize("num_data", [1, 4, 64])
+def test_other_rounds_have_other_lengths_and_as_many_tokens(num_data: int) -> None:
+    def lengths(seed: int, total: int | None = None) -> list[int]:
+        return [len(datum.tokens) for datum in random_data(num_data, 50, seed, total=total)]
+
+    first = lengths(0)
+    others = [lengths(seed, sum(first)) for seed in range(1, 6)]
+
+    assert {sum(each) for each in others} == {sum(first)}
+    assert all(MIN_TOKENS <= length <= MAX_TOKENS for each in others for length in each)
+    assert num_data == 1 or all(each != first for each in others)
+
+
+def test_each_step_takes_the_next_work(base_model: BaseModel) -> None:
+    sizes = (40, 50)
+    works = [dealt(random_data(1, base_model.vocab_size, total=size), 1) for size in sizes]
+    ran: list[int] = []
+    hidden = base_model.hidden
+
+    def watched(tokens_T: Tensor, *others: Any) -> Tensor:
+        ran.append(len(tokens_T))
+        return hidden(tokens_T, *others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base_model, "hidden", watched)
+        step = engine_step(base_model, works)
+        for _ in range(3):
+            step()
+
+    assert ran == [40, 50, 40]
+
+
 def test_a_pass_without_adapters_still_goes_back_to_the_first_layer(
     base_model: BaseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,7 +111,7 @@ def test_a_pass_without_adapters_still_goes_back_to_the_first_layer(
 
     monkeypatch.setattr(MultiAdapterLinear, "forward", watched)
     work = dealt(random_data(2, base_model.vocab_size), 2)
-    with_adapters, without = engine_step(base_model, work), bare_pass(base_model, work)
+    with_adapters, without = engine_step(base_model, [work]), bare_pass(base_model, [work])
 
     without()
     bare, reached = set(reached), []
