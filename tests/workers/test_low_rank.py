@@ -110,6 +110,16 @@ def test_a_neighbour_that_diverged_changes_no_bit(num_rows: int) -> None:
         assert torch.equal(mine, other)
 
 
+@pytest.mark.parametrize("num_rows", [1, 31, 32, 33])
+def test_few_rows_of_a_large_vocabulary_have_their_gradient(num_rows: int) -> None:
+    left_NR, right_ND = torch.randn(num_rows, 32), torch.randn(num_rows, 200_000)
+    target_RD = torch.ones(32, 200_000)
+
+    low_rank.add_sum_over_rows_(target_RD, left_NR, right_ND, 2.0)
+
+    close(target_RD, 1 + 2 * left_NR.T @ right_ND, FORWARD[torch.float32])
+
+
 def test_only_the_segments_own_rows_get_its_part() -> None:
     x_TD, y_TF = torch.randn(300, IN), torch.zeros(300, OUT)
     segment = segment_adapter(100, 150)

@@ -134,10 +134,10 @@ def low_rank_backward_(
     dlow_MR = linear(_enough_rows(dy_TF, start, num_rows), adapter.lora_B_FR.t(), None)
     dlow_MR.mul_(segment.scaling)
     if x_ND is not None and adapter.gradient_A_RD is not None and adapter.gradient_B_FR is not None:
-        _add_sum_over_rows_(adapter.gradient_A_RD, dlow_MR[:num_rows], x_ND, 1.0)
+        add_sum_over_rows_(adapter.gradient_A_RD, dlow_MR[:num_rows], x_ND, 1.0)
         # Transposed: the few columns of the lora_rank make a faster product as its rows.
         gradient_RF, dy_NF = adapter.gradient_B_FR.t(), dy_TF[start:stop]
-        _add_sum_over_rows_(gradient_RF, low_NR, dy_NF, segment.scaling)
+        add_sum_over_rows_(gradient_RF, low_NR, dy_NF, segment.scaling)
     if dx_TD is not None:
         dx_MD = _product(dlow_MR, adapter.lora_A_RD.t(), 1.0, dx_TD.dtype)
         dx_TD[start:stop].add_(dx_MD[:num_rows])
@@ -182,7 +182,7 @@ def _product(left_MR: Tensor, right_FR: Tensor, scaling: float, dtype: torch.dty
     return linear(left_MR, right_FR.to(dtype), None)
 
 
-def _add_sum_over_rows_(
+def add_sum_over_rows_(
     target_RD: Tensor, left_NR: Tensor, right_ND: Tensor, scaling: float
 ) -> None:
     """``target += scaling * left^T right`` in the target's fp32.
@@ -203,6 +203,7 @@ def _add_sum_over_rows_(
     if 2 * num_rows * lora_rank * right_ND.shape[1] > _MAX_UNCOMPILED_FLOPS:
         step = max(ROW_ALIGNMENT, _power_of_two(num_rows) // _STEPS_PER_DOUBLING)
         num_compiled = num_rows // step * step
+    if num_compiled > 0:
         product_RD = linear(left_NR[:num_compiled].t(), right_ND[:num_compiled].t(), None)
         target_RD.add_(product_RD, alpha=scaling)
     if num_compiled < num_rows:
