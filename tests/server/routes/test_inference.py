@@ -346,7 +346,7 @@ async def test_results_that_were_told_are_let_go(
     client: httpx.AsyncClient, submitted: Submitted, store: StoreDouble, app: FastAPI
 ) -> None:
     await answered(client, submitted, CHAT_BODY, result("x"))
-    await app.state.services.background.finish()
+    await app.state.services.background.finish(timeout_s=30)
 
     assert store.futures.acknowledged == [submitted.all[0].request_id]
     assert store.cancellations.cancelled == []
@@ -525,7 +525,7 @@ async def test_a_stream_that_nobody_reads_any_more_is_cancelled(
 
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
-    await app.state.services.background.finish()
+    await app.state.services.background.finish(timeout_s=30)
 
     (submission,) = submitted.all
     assert store.cancellations.cancelled == [submission.request_id]
