@@ -48,7 +48,8 @@ def test_forward_gives_the_same_logprobs_and_trains_nothing(new_model: NewModel)
 
 def test_k_pipelined_steps_use_k_consecutive_cycles(new_model: NewModel) -> None:
     model = new_model()
-    model.forward([datum()], "cross_entropy").result()
+    # While this runs all steps arrive; else a slow client's first one would be split.
+    model.forward([datum(200)] * 40, "cross_entropy")
     futures = []
     for _ in range(6):
         futures.append(model.forward_backward([datum(200)] * 4, "cross_entropy"))
