@@ -155,7 +155,7 @@ def rows_from(x_TD: Tensor, start: int, num_rows: int) -> Tensor:
 
 def rounded_rows(num_rows: int) -> int:
     """The next of the sizes that products over rows have, all multiples of ``ROW_ALIGNMENT``."""
-    step = max(ROW_ALIGNMENT, _power_of_two(num_rows) // _STEPS_PER_DOUBLING)
+    step = _rows_step(num_rows)
     return -(-num_rows // step) * step
 
 
@@ -167,9 +167,10 @@ def _enough_rows(x_TD: Tensor, start: int, num_rows: int) -> Tensor:
     return rows_from(x_TD, start, rounded)
 
 
-def _power_of_two(number: int) -> int:
-    """The largest one up to ``number``."""
-    return 1 << (number.bit_length() - 1)
+def _rows_step(num_rows: int) -> int:
+    """What numbers of rows about this one are rounded to a multiple of."""
+    power_of_two = 1 << (num_rows.bit_length() - 1)
+    return max(ROW_ALIGNMENT, power_of_two // _STEPS_PER_DOUBLING)
 
 
 def _product(left_MR: Tensor, right_FR: Tensor, scaling: float, dtype: torch.dtype) -> Tensor:
@@ -201,7 +202,7 @@ def add_sum_over_rows_(
     num_rows, lora_rank = left_NR.shape
     num_compiled = 0
     if 2 * num_rows * lora_rank * right_ND.shape[1] > _MAX_UNCOMPILED_FLOPS:
-        step = max(ROW_ALIGNMENT, _power_of_two(num_rows) // _STEPS_PER_DOUBLING)
+        step = _rows_step(num_rows)
         num_compiled = num_rows // step * step
     if num_compiled > 0:
         product_RD = linear(left_NR[:num_compiled].t(), right_ND[:num_compiled].t(), None)
