@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,19 @@ from cyclora_core.store import Store
 from cyclora_workers.base_model import BaseModel
 from workers.builders import load, qwen3
 from workers.harness import Harness
+from workers.sampling.builders import threads
 
 
 @pytest.fixture(scope="module")
 def base_model(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
     return load(qwen3(), tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(params=[1, 2, 3])
+def num_threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Threads that torch has during the test."""
+    with threads(request.param):
+        yield request.param
 
 
 @pytest.fixture

@@ -10,16 +10,15 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from cyclora_workers.activation import StableActivation, stabilize_activations
+from workers.sampling.builders import threads
 
 NUM_FEATURES = 256
 
 
 @pytest.fixture(params=[1, 2, 3, 5])
 def num_threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+    with threads(request.param):
+        yield request.param
 
 
 def forward_backward(function: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:

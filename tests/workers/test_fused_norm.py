@@ -62,23 +62,18 @@ def test_in_bf16_it_is_as_close_to_fp32_as_transformers_is(kind: type[nn.Module]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("num_threads", [1, 2, 3])
+@pytest.mark.usefixtures("num_threads")
 def test_a_row_has_the_same_bits_among_any_number_of_rows(
-    dtype: torch.dtype, num_threads: int
+    dtype: torch.dtype,
 ) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(num_threads)
-    try:
-        for size in (SIZE, 50, 256):
-            module = FusedRMSNorm(torch.rand(size).to(dtype), 1e-6)
-            x, dy = torch.randn(1024, size).to(dtype), torch.randn(1024, size).to(dtype)
-            whole = forward_backward(module, x, dy)
-            for rows in (slice(0, 32), slice(96, 480), slice(32, 1024)):
-                part = forward_backward(module, x[rows], dy[rows])
-                for mine, theirs in zip(part, whole, strict=True):
-                    assert torch.equal(mine, theirs[rows])
-    finally:
-        torch.set_num_threads(before)
+    for size in (SIZE, 50, 256):
+        module = FusedRMSNorm(torch.rand(size).to(dtype), 1e-6)
+        x, dy = torch.randn(1024, size).to(dtype), torch.randn(1024, size).to(dtype)
+        whole = forward_backward(module, x, dy)
+        for rows in (slice(0, 32), slice(96, 480), slice(32, 1024)):
+            part = forward_backward(module, x[rows], dy[rows])
+            for mine, theirs in zip(part, whole, strict=True):
+                assert torch.equal(mine, theirs[rows])
 
 
 class _Shifted(LlamaRMSNorm):

@@ -135,14 +135,10 @@ def test_only_the_segments_own_rows_get_its_part() -> None:
     assert not y_TF[150:].any()
 
 
-@pytest.mark.parametrize("num_threads", [1, 2, 3])
+@pytest.mark.usefixtures("num_threads")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("num_rows", [1, 33, 513, 600, 1100])
-def test_where_the_pack_ends_changes_no_bit(
-    num_rows: int, dtype: torch.dtype, num_threads: int
-) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(num_threads)
+def test_where_the_pack_ends_changes_no_bit(num_rows: int, dtype: torch.dtype) -> None:
     x_TD, dy_TF = torch.randn(2048, IN).to(dtype), torch.randn(2048, OUT).to(dtype)
 
     def found(num_packed: int) -> list[Tensor]:
@@ -154,4 +150,3 @@ def test_where_the_pack_ends_changes_no_bit(
 
     for mine, other in zip(found(5 + num_rows), found(2048), strict=True):
         assert torch.equal(mine, other)
-    torch.set_num_threads(before)

@@ -62,20 +62,15 @@ def test_a_product_is_that_of_plain_torch(
     )
 
 
-@pytest.mark.parametrize("num_threads", [1, 2, 3])
+@pytest.mark.usefixtures("num_threads")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_row_of_a_product_has_the_same_bits_among_any_number_of_rows(
-    dtype: torch.dtype, num_threads: int
+    dtype: torch.dtype,
 ) -> None:
     generator = torch.Generator().manual_seed(0)
-    before = torch.get_num_threads()
-    torch.set_num_threads(num_threads)
-    try:
-        for num_features, num_columns in ((48, 80), (256, 768), (768, 256), (1003, 64)):
-            weight_FD = torch.randn(num_features, num_columns, generator=generator).to(dtype)
-            x_TD = torch.randn(1024, num_columns, generator=generator).to(dtype)
-            whole_TF = linear(x_TD, weight_FD, None)
-            for start, stop in ((0, 32), (32, 160), (96, 1024), (512, 992)):
-                assert torch.equal(linear(x_TD[start:stop], weight_FD, None), whole_TF[start:stop])
-    finally:
-        torch.set_num_threads(before)
+    for num_features, num_columns in ((48, 80), (256, 768), (768, 256), (1003, 64)):
+        weight_FD = torch.randn(num_features, num_columns, generator=generator).to(dtype)
+        x_TD = torch.randn(1024, num_columns, generator=generator).to(dtype)
+        whole_TF = linear(x_TD, weight_FD, None)
+        for start, stop in ((0, 32), (32, 160), (96, 1024), (512, 992)):
+            assert torch.equal(linear(x_TD[start:stop], weight_FD, None), whole_TF[start:stop])

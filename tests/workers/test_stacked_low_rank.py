@@ -6,7 +6,7 @@ Legend: T packed tokens, D features in, F features out.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -27,13 +27,6 @@ from cyclora_workers.stacked_low_rank import (
 from parity.tolerances import FORWARD, close
 
 SIZES = ((64, 48), (48, 80), (256, 640), (640, 256), (1008, 61))
-
-
-@pytest.fixture(autouse=True)
-def _threads_as_before() -> Iterator[None]:  # pyright: ignore[reportUnusedFunction]
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def adapter(
@@ -88,12 +81,10 @@ def stacked_over(segments: Sequence[Segment]) -> StackedLowRank:
     return StackedLowRank(AdapterStack(list(weights)), segments, aligned(segments[-1].stop))
 
 
-@pytest.mark.parametrize("num_threads", [1, 2, 3])
 @pytest.mark.parametrize("size", SIZES)
 def test_stacked_adapters_give_the_bits_of_a_product_per_segment(
     size: tuple[int, int], num_threads: int
 ) -> None:
-    torch.set_num_threads(num_threads)
     rng = random.Random(num_threads)
     for _ in range(10):
         segments = random_pack(rng, size)
@@ -104,12 +95,11 @@ def test_stacked_adapters_give_the_bits_of_a_product_per_segment(
         assert torch.equal(together, low_ranks(x_TD, size[1], segments, None))
 
 
-@pytest.mark.parametrize("num_threads", [1, 2, 3])
+@pytest.mark.usefixtures("num_threads")
 @pytest.mark.parametrize("ranks", [(8, *[32] * 16), (128, 24, 40) * 6, (64,) * 20])
 def test_more_adapters_than_a_stack_holds_have_the_bits_of_their_segments(
-    ranks: tuple[int, ...], num_threads: int
+    ranks: tuple[int, ...],
 ) -> None:
-    torch.set_num_threads(num_threads)
     size = (64, 80)
     segments = pack([(adapter(rank, size, seed=i), 1) for i, rank in enumerate(ranks)])
     x_TD = torch.randn(aligned(len(ranks)), size[0])
@@ -121,12 +111,11 @@ def test_more_adapters_than_a_stack_holds_have_the_bits_of_their_segments(
     assert torch.equal(together, low_ranks(x_TD, size[1], segments, None))
 
 
-@pytest.mark.parametrize("num_threads", [1, 2, 3])
+@pytest.mark.usefixtures("num_threads")
 @pytest.mark.parametrize("rank", [2, 3, 8, 32])
 def test_a_single_stacked_adapter_gives_the_bits_of_its_segment(
-    rank: int, num_threads: int
+    rank: int,
 ) -> None:
-    torch.set_num_threads(num_threads)
     for num_rows in (1, 7, 31, 32, 40, 300):
         segments = pack([(None, 3), (adapter(rank, (256, 640)), num_rows)])
         x_TD = torch.randn(aligned(segments[-1].stop), 256)

@@ -55,8 +55,10 @@ def threads(num_threads: int) -> Generator[None]:
     """Threads of torch; two that wait for each other on a busy machine cost a hundredfold."""
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
-    yield
-    torch.set_num_threads(before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def qwen3() -> PreTrainedModel:
