@@ -43,8 +43,8 @@ class Tenants:
         self._services: list[tinker.ServiceClient] = []
         with AdminClient(ready["base_url"], ready["admin_key"]) as admin:
             for i in range(num_tenants):
-                tenant = admin.create_tenant(f"tenant-{i}")
-                key = admin.create_key(tenant.tenant_id, "benchmark").api_key
+                tenant = admin.tenants.create(f"tenant-{i}")
+                key = admin.keys.create(tenant.tenant_id, "benchmark").api_key
                 self._services.append(tinker.ServiceClient(base_url=ready["base_url"], api_key=key))
 
     def pipelined(self, work: Sequence[PassBody], num_steps: int) -> Callable[[], None]:

@@ -105,8 +105,8 @@ def run_demo(up: dict[str, Any], console: Console) -> None:
         DemoError: one of them failed.
     """
     with AdminClient(up["base_url"], up["admin_key"]) as admin:
-        second = admin.create_tenant("second")
-        second_key = admin.create_key(second.tenant_id, "demo").api_key
+        second = admin.tenants.create("second")
+        second_key = admin.keys.create(second.tenant_id, "demo").api_key
     tenants = [
         Tenant("default", up["api_key"], "foo", "cyan"),
         Tenant("second", second_key, "bar", "magenta"),

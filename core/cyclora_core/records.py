@@ -1,4 +1,4 @@
-"""Records that live in the store longer than a cycle: tenants, sessions, futures, checkpoints."""
+"""Records that live in the store longer than a cycle: sessions, futures, checkpoints."""
 
 from __future__ import annotations
 
@@ -26,39 +26,6 @@ ACKNOWLEDGED_KEPT_S = 10 * 60
 
 UPLOADED = "upload:"
 """Begins the source of a run that holds an adapter that was uploaded, not a copy."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tenant:
-    """One isolated party; owns API keys, sessions, models."""
-
-    tenant_id: str
-    name: str
-    created_at_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class ApiKey:
-    """What is known of an API key; the key itself is shown once and only its hash is kept."""
-
-    key_id: str
-    tenant_id: str
-    name: str
-    is_admin: bool
-    created_at_ms: int
-    revoked_at_ms: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class AuditEntry:
-    """One change that a tenant, or an administrator, can look up afterwards."""
-
-    event: str
-    """``{resource}_{action}``, such as ``checkpoint_delete``."""
-    at_ms: int
-    details: Mapping[str, str | int | bool | None]
-    entry_id: str
-    """Keeps two equal changes of one millisecond apart."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,7 +136,7 @@ def create_app(settings: Settings, store: StorePort, storage: StoragePort, clock
         tokenizers.router,
         audit.router,
         billing.router,
-        admin.router,
+        *admin.routers,
         *inference.routers,
     ):
         app.include_router(router)

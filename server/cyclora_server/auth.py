@@ -8,8 +8,8 @@ from typing import Annotated
 from fastapi import Depends, Request
 from fastapi.security import APIKeyHeader, HTTPBearer
 
+from cyclora_core.accounts import ApiKey
 from cyclora_core.errors import Forbidden, Unauthorized
-from cyclora_core.records import ApiKey
 from cyclora_server import tokens
 from cyclora_server.problems import InvalidToken
 from cyclora_server.services import Services, ServicesDep

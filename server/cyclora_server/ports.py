@@ -12,13 +12,12 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol
 
+from cyclora_core.accounts import ApiKey, AuditEntry, Scope, Tenant
 from cyclora_core.custom_loss import CustomLoss
 from cyclora_core.ids import CheckpointPath
 from cyclora_core.partials import Progress
 from cyclora_core.peft import TargetModule
 from cyclora_core.records import (
-    ApiKey,
-    AuditEntry,
     Checkpoint,
     Completion,
     Future,
@@ -26,7 +25,6 @@ from cyclora_core.records import (
     Session,
     Submission,
     SubmitOutcome,
-    Tenant,
     WorkerStatus,
 )
 from cyclora_core.storage import StoredFile
@@ -46,7 +44,7 @@ class TenantsPort(Protocol):
     async def get(self, tenant_id: str, /) -> Tenant | None: ...
     async def list(self) -> list[Tenant]: ...
     async def create_key(
-        self, tenant_id: str, name: str, is_admin: bool, by: str, /
+        self, tenant_id: str, name: str, scopes: frozenset[Scope], by: str, /
     ) -> tuple[str, ApiKey]: ...
     async def get_key(self, key_id: str, /) -> ApiKey | None: ...
     async def list_keys(self, tenant_id: str | None, /) -> list[ApiKey]: ...

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import jwt
 
-from cyclora_core.records import ApiKey
+from cyclora_core.accounts import ApiKey
 from cyclora_server.ports import SecretsPort
 
 _SECRET_NAME = "token_key"

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from cyclora_client.admin import AdminClient, ApiKey, NewKey, Tenant, Worker
+from cyclora_core.accounts import Scope
 from cyclora_core.errors import (
     CycloraError,
     Forbidden,
@@ -27,7 +28,7 @@ KEY = {
     "key_id": "key-1",
     "tenant_id": "tenant-1",
     "name": "laptop",
-    "is_admin": False,
+    "scopes": ["read", "sample", "train"],
     "created_at": AT,
     "revoked_at": None,
 }
@@ -39,6 +40,7 @@ WORKER = {
     "cycle_id": None,
     "info": {"device": "cpu"},
 }
+SCOPES = [Scope.READ, Scope.SAMPLE, Scope.TRAIN]
 BASE_MODEL = BaseModelInfo("cyclora/tiny-chat", 100, 2048, [1], "qwen3", 1000, 64, "/tokenizer")
 
 
@@ -70,7 +72,7 @@ def call(server: Callable[[httpx.Request], httpx.Response]) -> AdminClient:
 def test_create_tenant_sends_its_name_and_the_admin_key() -> None:
     server = Recorder(TENANT)
     with call(server) as client:
-        tenant = client.create_tenant("first")
+        tenant = client.tenants.create("first")
 
     assert server.sent == ("POST", "/admin/v1/tenants", {"name": "first"})
     assert server.request.headers["x-api-key"] == "tml-admin"
@@ -80,17 +82,17 @@ def test_create_tenant_sends_its_name_and_the_admin_key() -> None:
 def test_create_key_gives_the_key_that_is_shown_once() -> None:
     server = Recorder({**KEY, "api_key": "tml-new", "unknown": "ignored"})
     with call(server) as client:
-        key = client.create_key("tenant-1", "laptop")
+        key = client.keys.create("tenant-1", "laptop")
 
-    body = {"tenant_id": "tenant-1", "name": "laptop", "is_admin": False}
+    body = {"tenant_id": "tenant-1", "name": "laptop", "scopes": ["read", "sample", "train"]}
     assert server.sent == ("POST", "/admin/v1/keys", body)
-    assert key == NewKey("tml-new", "key-1", "tenant-1", "laptop", False)
+    assert key == NewKey("tml-new", "key-1", "tenant-1", "laptop", SCOPES)
 
 
 def test_revoke_key_needs_no_answer() -> None:
     server = Recorder(None)
     with call(server) as client:
-        client.revoke_key("key-1")
+        client.keys.revoke("key-1")
 
     assert server.sent == ("DELETE", "/admin/v1/keys/key-1", None)
 
@@ -98,27 +100,27 @@ def test_revoke_key_needs_no_answer() -> None:
 def test_an_identifier_cannot_change_the_route() -> None:
     server = Recorder({})
     with call(server) as client:
-        client.revoke_key("../x?y")
+        client.keys.revoke("../x?y")
 
     assert server.sent == ("DELETE", "/admin/v1/keys/..%2Fx%3Fy", None)
 
 
 def test_lists_become_records() -> None:
     with call(Recorder({"tenants": [TENANT]})) as client:
-        assert client.list_tenants() == [Tenant("tenant-1", "first", MOMENT)]
+        assert client.tenants.list() == [Tenant("tenant-1", "first", MOMENT)]
     with call(Recorder({"keys": [KEY]})) as client:
-        assert client.list_keys() == [ApiKey("key-1", "tenant-1", "laptop", False, MOMENT)]
+        assert client.keys.list() == [ApiKey("key-1", "tenant-1", "laptop", SCOPES, MOMENT)]
     with call(Recorder({"workers": [WORKER]})) as client:
         worker = Worker("worker-0", "cyclora/tiny-chat", MOMENT, True, None, {"device": "cpu"})
-        assert client.list_workers() == [worker]
+        assert client.workers.list() == [worker]
     with call(Recorder({"base_models": [BASE_MODEL.to_json()]})) as client:
-        assert [model.name for model in client.list_base_models()] == ["cyclora/tiny-chat"]
+        assert [model.name for model in client.base_models.list()] == ["cyclora/tiny-chat"]
 
 
 def test_keys_of_one_tenant_are_asked_for_by_its_id() -> None:
     server = Recorder({"keys": []})
     with call(server) as client:
-        client.list_keys("tenant-1")
+        client.keys.list("tenant-1")
 
     assert server.sent == ("GET", "/admin/v1/keys?tenant_id=tenant-1", None)
 
@@ -143,7 +145,7 @@ def test_an_error_keeps_its_kind_and_the_servers_words(
         call(Recorder({"detail": "what was wrong"}, status)) as client,
         pytest.raises(kind, match=rf"what was wrong \(status {status}\)") as caught,
     ):
-        client.list_tenants()
+        client.tenants.list()
 
     assert type(caught.value) is kind
 
@@ -153,7 +155,7 @@ def test_no_answer_is_unavailable() -> None:
         raise httpx.ConnectError("connection refused")
 
     with call(refuse) as client, pytest.raises(Unavailable, match="no answer from http://server"):
-        client.list_tenants()
+        client.tenants.list()
 
 
 @pytest.mark.parametrize(
@@ -161,7 +163,7 @@ def test_no_answer_is_unavailable() -> None:
 )
 def test_an_answer_of_another_shape_is_not_guessed_at(answer: Any) -> None:
     with call(Recorder(answer)) as client, pytest.raises(ServerError, match="the server sent"):
-        client.list_tenants()
+        client.tenants.list()
 
 
 def test_an_answer_that_is_no_json_is_a_server_error() -> None:
@@ -169,4 +171,4 @@ def test_an_answer_that_is_no_json_is_a_server_error() -> None:
         return httpx.Response(200, text="<html>")
 
     with call(page) as client, pytest.raises(ServerError, match="no JSON"):
-        client.list_tenants()
+        client.tenants.list()

@@ -12,8 +12,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from client.builders import serve_tokenizers
-from cyclora_client import admin_cli, cli
+from cyclora_client import cli
 from cyclora_client.admin import AdminClient
+from cyclora_client.admin_cli import shared
 from cyclora_client.tokenizers import TokenizerSource
 from cyclora_client.up.display import Display
 from cyclora_client.up.options import TINY_CHAT, ServedModel, UpOptions
@@ -37,7 +38,7 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         def make(url: str, key: str) -> AdminClient:
             return AdminClient(url, key, httpx.MockTransport(handler))
 
-        monkeypatch.setattr(admin_cli, "AdminClient", make)
+        monkeypatch.setattr(shared, "AdminClient", make)
 
     return use
 
@@ -134,7 +135,7 @@ def test_a_process_command_becomes_that_process(
 def test_tenants_are_a_table_that_cuts_no_identifier(answer: Callable[..., None]) -> None:
     answer({"tenants": [{**TENANT, "name": "long" * 20}]})
 
-    result = invoke("admin", "tenants", CYCLORA_ADMIN_KEY="tml-admin")
+    result = invoke("admin", "tenants", "list", CYCLORA_ADMIN_KEY="tml-admin")
 
     assert result.exit_code == 0
     header, row = result.stdout.splitlines()[0], result.stdout.splitlines()[-1]
@@ -145,7 +146,7 @@ def test_tenants_are_a_table_that_cuts_no_identifier(answer: Callable[..., None]
 def test_json_is_for_programs(answer: Callable[..., None]) -> None:
     answer(TENANT)
 
-    result = invoke("admin", "create-tenant", "first", "--json", "--admin-key", "tml-admin")
+    result = invoke("admin", "tenants", "create", "first", "--json", "--admin-key", "tml-admin")
 
     assert json.loads(result.stdout) == [TENANT]
 
@@ -153,20 +154,20 @@ def test_json_is_for_programs(answer: Callable[..., None]) -> None:
 def test_an_empty_list_says_so(answer: Callable[..., None]) -> None:
     answer({"workers": []})
 
-    assert invoke("admin", "workers", "--admin-key", "tml-admin").stdout == "none\n"
+    assert invoke("admin", "workers", "list", "--admin-key", "tml-admin").stdout == "none\n"
 
 
 def test_an_error_is_one_line_and_an_exit_code(answer: Callable[..., None]) -> None:
     answer({"detail": "the API key is unknown"}, 401)
 
-    result = invoke("admin", "keys", "tenant-1", "--admin-key", "tml-wrong")
+    result = invoke("admin", "keys", "list", "tenant-1", "--admin-key", "tml-wrong")
 
     assert result.exit_code == 1
     assert result.stderr == "error: the API key is unknown (status 401)\n"
 
 
 def test_admin_commands_need_a_key() -> None:
-    assert invoke("admin", "tenants").exit_code == 2
+    assert invoke("admin", "tenants", "list").exit_code == 2
 
 
 def test_tokenizers_prints_what_the_plain_sdk_needs(

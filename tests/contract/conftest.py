@@ -42,8 +42,8 @@ class Running:
         """The key of a tenant of this name, made on first use."""
         if tenant not in self.api_keys:
             with self.admin() as admin:
-                record = admin.create_tenant(tenant)
-                self.api_keys[tenant] = admin.create_key(record.tenant_id, "test").api_key
+                record = admin.tenants.create(tenant)
+                self.api_keys[tenant] = admin.keys.create(record.tenant_id, "test").api_key
         return self.api_keys[tenant]
 
     def admin(self) -> AdminClient:

@@ -144,8 +144,8 @@ def test_logging_out_revokes_a_key_that_was_made_for_the_command_line(
     up: Running, tmp_path: Path
 ) -> None:
     with up.admin() as admin:
-        tenant = admin.create_tenant("generated")
-        key = admin.create_key(tenant.tenant_id, "cli").api_key
+        tenant = admin.tenants.create("generated")
+        key = admin.keys.create(tenant.tenant_id, "cli").api_key
     details = {"org_details": {"name": "generated"}, "user_details": {"email": ""}}
     record = {"type": "generated", "key": key, "name": "cli", "details": details}
     folder = tmp_path / ".tinker"

@@ -9,8 +9,9 @@ import pytest
 
 from core.builders import SESSION_ID, model_id
 from core.test_store_checkpoints import PATH, checkpoint
+from cyclora_core.accounts import AuditEntry
 from cyclora_core.clock import ManualClock
-from cyclora_core.records import AuditEntry, Checkpoint
+from cyclora_core.records import Checkpoint
 from cyclora_core.store import Store, audit
 from cyclora_core.store.metering import (
     METERED_KEPT_S,

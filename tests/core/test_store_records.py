@@ -10,6 +10,7 @@ import pytest
 from core.builders import SESSION_ID, model_id, submission, submit
 from core.test_store_operations import CREATE
 from cyclora_core import ids
+from cyclora_core.accounts import Scope
 from cyclora_core.clock import ManualClock
 from cyclora_core.errors import NotFound, Unavailable
 from cyclora_core.operations import LoraConfig
@@ -60,7 +61,9 @@ async def test_what_happens_to_tenants_and_keys_is_in_their_audit_log(
     store: Store, clock: ManualClock
 ) -> None:
     tenant = await store.tenants.create("lab", "key-admin")
-    secret, record = await store.tenants.create_key(tenant.tenant_id, "laptop", True, "key-admin")
+    secret, record = await store.tenants.create_key(
+        tenant.tenant_id, "laptop", frozenset({Scope.ADMIN}), "key-admin"
+    )
     for _ in range(2):
         await store.tenants.revoke_key(record.key_id, record.key_id)
 

@@ -194,8 +194,8 @@ class Deployment:
     def new_tenant(self, name: str) -> tuple[str, str]:
         """A fresh tenant's id and API key."""
         with AdminClient(self.base_url, self._admin_key) as admin:
-            tenant_id = admin.create_tenant(name).tenant_id
-            return tenant_id, admin.create_key(tenant_id, "test").api_key
+            tenant_id = admin.tenants.create(name).tenant_id
+            return tenant_id, admin.keys.create(tenant_id, "test").api_key
 
     def usage(self, tenant_id: str) -> dict[str, int]:
         """Tokens metered for a tenant, by kind, as the store has them; kinds without any left out,

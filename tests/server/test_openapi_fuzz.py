@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 
+from cyclora_core.accounts import Scope
 from cyclora_core.clock import SystemClock
 from cyclora_core.storage import Storage
 from cyclora_core.store import Store
@@ -62,7 +63,7 @@ class Served:
         """A key for one route: one of them ends the key that it is asked with."""
         answer = requests.post(
             f"{self.base_url}/admin/v1/keys",
-            json={"tenant_id": self._tenant_id, "is_admin": True},
+            json={"tenant_id": self._tenant_id, "scopes": ["admin"]},
             headers={"X-API-Key": self._admin_key},
             timeout=TIMEOUT_S,
         )
@@ -73,7 +74,9 @@ class Served:
         store = await Store.open(redis_url, f"fuzz-{uuid.uuid4().hex[:12]}", clock)
         tenant = await store.tenants.create("fuzz")
         self._tenant_id = tenant.tenant_id
-        self._admin_key, _ = await store.tenants.create_key(tenant.tenant_id, "fuzz", True)
+        self._admin_key, _ = await store.tenants.create_key(
+            tenant.tenant_id, "fuzz", frozenset({Scope.ADMIN})
+        )
         own = Settings(poll_hold_s=0.0, min_free_disk_bytes=0, storage_url=str(folder))
         app = create_app(own, store, Storage(folder), clock)
         config = uvicorn.Config(app, port=0, log_config=None, access_log=False)

@@ -3,12 +3,12 @@ from __future__ import annotations
 import jwt
 import pytest
 
-from cyclora_core.records import ApiKey
+from cyclora_core.accounts import TENANT_SCOPES, ApiKey
 from cyclora_server.tokens import PREFIX, TokenSigner
 from server.doubles.accounts import Secrets
 from server.doubles.builders import TENANT
 
-KEY = ApiKey("key-a", TENANT, "laptop", False, 1000)
+KEY = ApiKey("key-a", TENANT, "laptop", TENANT_SCOPES, 1000)
 NOW_MS = 1_000_000_000
 SECRET = b"a key of sixty-four bytes" + b"." * 40
 

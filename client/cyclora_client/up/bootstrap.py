@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cyclora_client.files import write_atomic
 from cyclora_client.up.errors import UpError
+from cyclora_core.accounts import TENANT_SCOPES, Scope
 
 if TYPE_CHECKING:
     from cyclora_core.store import Store
@@ -52,8 +53,8 @@ async def _checked(store: Store, known: Credentials | None) -> Credentials:
     api_key = known.api_key if known else None
     admin_key = known.admin_key if known else None
     return Credentials(
-        api_key=await _key(store, tenant_id, api_key, is_admin=False),
-        admin_key=await _key(store, tenant_id, admin_key, is_admin=True),
+        api_key=await _key(store, tenant_id, "default", api_key, TENANT_SCOPES),
+        admin_key=await _key(store, tenant_id, "admin", admin_key, frozenset({Scope.ADMIN})),
         tenant_id=tenant_id,
     )
 
@@ -70,13 +71,14 @@ async def _tenant(store: Store, known: Credentials | None) -> str:
     return (await store.tenants.create(TENANT_NAME)).tenant_id
 
 
-async def _key(store: Store, tenant_id: str, key: str | None, *, is_admin: bool) -> str:
+async def _key(
+    store: Store, tenant_id: str, name: str, key: str | None, scopes: frozenset[Scope]
+) -> str:
     if key is not None:
         record = await store.tenants.authenticate(key)
-        if record and record.tenant_id == tenant_id and record.is_admin == is_admin:
+        if record and record.tenant_id == tenant_id and record.scopes == scopes:
             return key
-    name = "admin" if is_admin else "default"
-    fresh, _ = await store.tenants.create_key(tenant_id, name, is_admin)
+    fresh, _ = await store.tenants.create_key(tenant_id, name, scopes)
     return fresh
 
 

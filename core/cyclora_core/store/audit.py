@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cyclora_core import codec
-from cyclora_core.records import AuditEntry
+from cyclora_core.accounts import AuditEntry
 from cyclora_core.store.connection import Connection
 
 AUDIT_KEPT_S = 90 * 24 * 3600

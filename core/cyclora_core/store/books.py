@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+from cyclora_core.accounts import AuditEntry
 from cyclora_core.clock import Clock
 from cyclora_core.ids import session_of
-from cyclora_core.records import AuditEntry, Checkpoint
+from cyclora_core.records import Checkpoint
 from cyclora_core.store.audit import Audit
 from cyclora_core.store.keys import Keys
 from cyclora_core.store.metering import (

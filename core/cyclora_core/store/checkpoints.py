@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cyclora_core import codec
+from cyclora_core.accounts import AuditEntry
 from cyclora_core.ids import CheckpointKind
-from cyclora_core.records import AuditEntry, Checkpoint
+from cyclora_core.records import Checkpoint
 from cyclora_core.store.audit import Audit
 from cyclora_core.store.books import Books
 from cyclora_core.store.connection import Connection

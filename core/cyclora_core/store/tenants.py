@@ -6,8 +6,8 @@ import dataclasses
 from typing import Any
 
 from cyclora_core import codec, credentials
+from cyclora_core.accounts import TENANT_SCOPES, ApiKey, Scope, Tenant
 from cyclora_core.errors import NotFound
-from cyclora_core.records import ApiKey, Tenant
 from cyclora_core.store.audit import Audit
 from cyclora_core.store.connection import Connection
 
@@ -41,7 +41,11 @@ class Tenants:
         return sorted((codec.load(Tenant, row) for row in rows), key=lambda t: t.created_at_ms)
 
     async def create_key(
-        self, tenant_id: str, name: str, is_admin: bool = False, by: str = ""
+        self,
+        tenant_id: str,
+        name: str,
+        scopes: frozenset[Scope] = TENANT_SCOPES,
+        by: str = "",
     ) -> tuple[str, ApiKey]:
         """A new key and its record; the key itself is not kept and cannot be shown again.
 
@@ -54,7 +58,7 @@ class Tenants:
             raise NotFound(f"tenant {tenant_id!r} does not exist")
         secret = credentials.new_api_key()
         now_ms = self._clock.now_ms()
-        record = ApiKey(credentials.new_id("key"), tenant_id, name, is_admin, now_ms)
+        record = ApiKey(credentials.new_id("key"), tenant_id, name, scopes, now_ms)
         hashed = credentials.hash_api_key(secret)
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.hset(self._keys.api_keys(), record.key_id, codec.dump(record))
@@ -92,7 +96,7 @@ class Tenants:
             "tenant_id": record.tenant_id,
             "subject_key_id": record.key_id,
             "name": record.name,
-            "is_admin": record.is_admin,
+            "scopes": " ".join(sorted(record.scopes)),
             "key_id": by or None,
         }
         self._audit.write(pipe, record.tenant_id, self._audit.entry(event, details))

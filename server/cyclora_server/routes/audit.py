@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
+from cyclora_core.accounts import AuditEntry
 from cyclora_core.clock import as_datetime
-from cyclora_core.records import AuditEntry
 from cyclora_core.store.audit import AUDIT_KEPT_S, MAX_AUDIT_ENTRIES
 from cyclora_server.auth import Identity, IdentityDep, needs_key
 from cyclora_server.problems import InvalidBody

@@ -409,17 +409,3 @@ class RetrieveFutures(Body):
     prev_cursor: int = Field(default=0, ge=0)
     timeout: float | None = None
     retrieved_request_ids: list[str] = Field(default_factory=list[str])
-
-
-class NewTenant(Body):
-    """``POST /admin/v1/tenants``."""
-
-    name: str = Field(min_length=1, max_length=200)
-
-
-class NewKey(Body):
-    """``POST /admin/v1/keys``."""
-
-    tenant_id: str
-    name: str = Field(default="", max_length=200)
-    is_admin: bool = False

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from cyclora_core.accounts import TENANT_SCOPES, ApiKey, AuditEntry, Scope, Tenant
 from cyclora_core.errors import NotFound
-from cyclora_core.records import ApiKey, AuditEntry, Tenant
 from cyclora_core.store.metering import Metered, StoredHour
 from cyclora_core.store.traces import TracedOperation
 from server.doubles.builders import ADMIN_KEY, KEY, STRANGER, STRANGER_KEY, TENANT
@@ -16,9 +16,9 @@ class Tenants:
     def __init__(self) -> None:
         self.tenants = {name: Tenant(name, name.upper(), 1000) for name in (TENANT, STRANGER)}
         self.keys = {
-            KEY: ApiKey("key-a", TENANT, "laptop", False, 1000),
-            STRANGER_KEY: ApiKey("key-b", STRANGER, "", False, 1000),
-            ADMIN_KEY: ApiKey("key-admin", TENANT, "", True, 1000),
+            KEY: ApiKey("key-a", TENANT, "laptop", TENANT_SCOPES, 1000),
+            STRANGER_KEY: ApiKey("key-b", STRANGER, "", TENANT_SCOPES, 1000),
+            ADMIN_KEY: ApiKey("key-admin", TENANT, "", frozenset({Scope.ADMIN}), 1000),
         }
 
     async def create(self, name: str, by: str = "") -> Tenant:
@@ -34,13 +34,13 @@ class Tenants:
         return list(self.tenants.values())
 
     async def create_key(
-        self, tenant_id: str, name: str, is_admin: bool, by: str
+        self, tenant_id: str, name: str, scopes: frozenset[Scope], by: str
     ) -> tuple[str, ApiKey]:
         assert by
         if tenant_id not in self.tenants:
             raise NotFound(f"tenant {tenant_id!r} does not exist")
         secret = f"tml-{len(self.keys)}"
-        self.keys[secret] = ApiKey(f"key-{len(self.keys)}", tenant_id, name, is_admin, 1000)
+        self.keys[secret] = ApiKey(f"key-{len(self.keys)}", tenant_id, name, scopes, 1000)
         return secret, self.keys[secret]
 
     async def list_keys(self, tenant_id: str | None) -> list[ApiKey]:

@@ -4,7 +4,7 @@ import httpx
 import pytest
 from tinker.types import AuditLogResponse
 
-from cyclora_core.records import AuditEntry
+from cyclora_core.accounts import AuditEntry
 from server.doubles.builders import ADMIN_KEY, STRANGER, TENANT
 from server.doubles.store import StoreDouble
 

@@ -1,0 +1,10 @@
+"""Administration of a running server over REST."""
+
+from __future__ import annotations
+
+from cyclora_client.admin.client import AdminClient
+from cyclora_client.admin.fleet import Worker
+from cyclora_client.admin.keys import ApiKey, NewKey
+from cyclora_client.admin.tenants import Tenant
+
+__all__ = ["AdminClient", "ApiKey", "NewKey", "Tenant", "Worker"]

@@ -1,0 +1,46 @@
+"""The client of ``/admin/v1``: one attribute for each kind of thing that is administered."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+from cyclora_client.admin.fleet import BaseModels, Workers
+from cyclora_client.admin.http import AdminHttp
+from cyclora_client.admin.keys import ApiKeys
+from cyclora_client.admin.tenants import Tenants
+
+
+class AdminClient:
+    """Calls below ``/admin/v1`` with a key of the scope ``admin``.
+
+    Every method raises a class of ``cyclora_core.errors``: ``Unauthorized`` for an unknown key,
+    ``Forbidden`` for one that is not an admin key, ``NotFound``, ``UserError`` for anything else
+    that was wrong with the request, ``Unavailable`` when no answer came or the server is busy,
+    and ``ServerError`` when it failed.
+    """
+
+    def __init__(
+        self, base_url: str, admin_key: str, transport: httpx.BaseTransport | None = None
+    ) -> None:
+        self._http = AdminHttp(base_url, admin_key, transport)
+        self.tenants = Tenants(self._http)
+        self.keys = ApiKeys(self._http)
+        self.workers = Workers(self._http)
+        self.base_models = BaseModels(self._http)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()

@@ -1,0 +1,12 @@
+"""The ``cyclora admin`` commands: a table for people, ``--json`` for programs."""
+
+from __future__ import annotations
+
+import typer
+
+from cyclora_client.admin_cli import keys, tenants, workers
+
+app = typer.Typer(help="Administer a running server.", no_args_is_help=True)
+app.add_typer(tenants.app, name="tenants")
+app.add_typer(keys.app, name="keys")
+app.add_typer(workers.app, name="workers")

@@ -1,0 +1,68 @@
+"""Options that all ``cyclora admin`` commands have, and how they answer."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from cyclora_client.admin import AdminClient
+from cyclora_core.errors import CycloraError
+
+Url = Annotated[
+    str, typer.Option(envvar="CYCLORA_URL", help="The server, such as http://127.0.0.1:8000.")
+]
+AdminKey = Annotated[
+    str, typer.Option(envvar="CYCLORA_ADMIN_KEY", help="An API key with admin rights.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+_UNLIMITED_WIDTH = 100_000
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+@contextmanager
+def admin_client(url: str, admin_key: str) -> Generator[AdminClient]:
+    """A client whose errors end the command with one line."""
+    try:
+        with AdminClient(url, admin_key) as client:
+            yield client
+    except CycloraError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+def show(records: Sequence[Any], as_json: bool) -> None:
+    """Print records, of dataclasses of one kind."""
+    rows = [dataclasses.asdict(record) for record in records]
+    if as_json:
+        typer.echo(json.dumps(rows, default=datetime.isoformat))
+        return
+    if not rows:
+        typer.echo("none")
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in rows[0]:
+        table.add_column(name, no_wrap=True)
+    for row in rows:
+        table.add_row(*(escape(_cell(value)) for value in row.values()))
+    # Never cut: an identifier that ends in dots is of no use to the next command.
+    Console(width=_UNLIMITED_WIDTH, highlight=False).print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, datetime):
+        return value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return json.dumps(value) if isinstance(value, dict | list) else str(value)

@@ -1,0 +1,23 @@
+"""``cyclora admin tenants``."""
+
+from __future__ import annotations
+
+import typer
+
+from cyclora_client.admin_cli.shared import DEFAULT_URL, AdminKey, AsJson, Url, admin_client, show
+
+app = typer.Typer(help="Tenants: one isolated party each.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_tenants(admin_key: AdminKey, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """List all tenants."""
+    with admin_client(url, admin_key) as client:
+        show(client.tenants.list(), as_json)
+
+
+@app.command()
+def create(name: str, admin_key: AdminKey, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """Create a tenant."""
+    with admin_client(url, admin_key) as client:
+        show([client.tenants.create(name)], as_json)

@@ -1,0 +1,16 @@
+"""``cyclora admin workers``."""
+
+from __future__ import annotations
+
+import typer
+
+from cyclora_client.admin_cli.shared import DEFAULT_URL, AdminKey, AsJson, Url, admin_client, show
+
+app = typer.Typer(help="Workers and what they do.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_workers(admin_key: AdminKey, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """List the workers and what they do."""
+    with admin_client(url, admin_key) as client:
+        show(client.workers.list(), as_json)

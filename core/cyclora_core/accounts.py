@@ -1,0 +1,94 @@
+"""Who works here: tenants, what they may use, their API keys, and what was changed by whom."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Scope(StrEnum):
+    """What an API key may do; it may hold several."""
+
+    TRAIN = "train"
+    """Make and train models, save, load and change checkpoints."""
+    SAMPLE = "sample"
+    """Sample from base models and checkpoints."""
+    READ = "read"
+    """List and read what the tenant has, and what it used."""
+    ADMIN = "admin"
+    """Administer the deployment: every tenant, worker and setting."""
+
+
+TENANT_SCOPES = frozenset({Scope.TRAIN, Scope.SAMPLE, Scope.READ})
+"""Of a key for which nothing else was asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quotas:
+    """What a tenant may use at most; None is without bound."""
+
+    max_adapters: int | None = None
+    """Models that have not ended."""
+    max_rank: int | None = None
+    """Of a new model, and of an adapter that is loaded or uploaded."""
+    max_queued_tokens: int | None = None
+    """Of operations and samples that are not settled."""
+    max_concurrent_samples: int | None = None
+    """Samples that are not settled."""
+    tokens_per_minute: int | None = None
+    """Tokens of new operations and samples."""
+    max_stored_bytes: int | None = None
+    """Bytes of checkpoints in storage."""
+    tokens_per_day: int | None = None
+    """Metered tokens of one day, UTC: the budget of the day."""
+    tokens_per_month: int | None = None
+    """Metered tokens of one month, UTC: the budget of the month."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """One isolated party; owns API keys, sessions, models."""
+
+    tenant_id: str
+    name: str
+    created_at_ms: int
+    weight: float = 1.0
+    """Its part of every clock cycle against that of the others who wait."""
+    quotas: Quotas = field(default_factory=Quotas)
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """What is known of an API key; the key itself is shown once and only its hash is kept."""
+
+    key_id: str
+    tenant_id: str
+    name: str
+    scopes: frozenset[Scope]
+    created_at_ms: int
+    project_id: str | None = None
+    """The project of every session that it opens; None lets the client choose."""
+    expires_at_ms: int | None = None
+    revoked_at_ms: int | None = None
+
+    @property
+    def is_admin(self) -> bool:
+        return Scope.ADMIN in self.scopes
+
+    def is_usable(self, now_ms: int) -> bool:
+        """Neither revoked nor expired."""
+        has_expired = self.expires_at_ms is not None and self.expires_at_ms <= now_ms
+        return self.revoked_at_ms is None and not has_expired
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """One change that a tenant, or an administrator, can look up afterwards."""
+
+    event: str
+    """``{resource}_{action}``, such as ``checkpoint_delete``."""
+    at_ms: int
+    details: Mapping[str, str | int | bool | None]
+    entry_id: str
+    """Keeps two equal changes of one millisecond apart."""

@@ -1,0 +1,7 @@
+"""Administration over REST: all of it below ``/admin/v1``, for keys with the scope ``admin``."""
+
+from __future__ import annotations
+
+from cyclora_server.routes.admin import fleet, keys, tenants
+
+routers = (tenants.router, keys.router, fleet.router)
