@@ -21,6 +21,7 @@ from cyclora_core.logs import configure_logs
 from cyclora_core.storage import Storage
 from cyclora_core.store import Store
 from cyclora_server.app import create_app
+from cyclora_server.connections import HeaderWatch
 from cyclora_server.services import Services
 from cyclora_server.settings import Settings
 
@@ -36,6 +37,8 @@ _MAX_OPEN_FILES = 65_536
 
 _CLOSE_INTERVAL_S = 0.1
 
+_HEADER_WATCH_S = 1.0
+
 
 class _Server(uvicorn.Server):
     """Tells where it listens, and lets held polls go when it is told to stop."""
@@ -44,6 +47,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._services = services
         self._ready_file = ready_file
+        self._watching: asyncio.Task[None] | None = None
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -61,6 +65,7 @@ class _Server(uvicorn.Server):
         if self._ready_file is not None:
             _write_atomically(self._ready_file, json.dumps({"port": port, "pid": os.getpid()}))
         _log.info("server listening", port=port, pid=os.getpid())
+        self._watching = asyncio.create_task(self._watch_headers(), name="header watch")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._services.hub.close()
@@ -69,6 +74,14 @@ class _Server(uvicorn.Server):
             await super().shutdown(sockets)
         finally:
             closing.cancel()
+            if self._watching is not None:
+                self._watching.cancel()
+
+    async def _watch_headers(self) -> None:
+        watch = HeaderWatch(self._services.settings.header_timeout_s, self._services.clock)
+        while True:
+            await asyncio.sleep(_HEADER_WATCH_S)
+            watch.look(list(self.server_state.connections))
 
     async def _close_late_connections(self) -> None:
         """Ask connections to close, again and again.

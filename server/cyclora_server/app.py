@@ -19,6 +19,7 @@ from cyclora_server.boundary import Boundary
 from cyclora_server.capacity import Capacity
 from cyclora_server.futures import FuturesHub
 from cyclora_server.inference.tokenizer import Tokenizers
+from cyclora_server.intake import BodyMemory
 from cyclora_server.ports import StoragePort, StorePort
 from cyclora_server.routes import (
     adapters,
@@ -85,7 +86,15 @@ def create_app(settings: Settings, store: StorePort, storage: StoragePort, clock
     background = Background()
     capacity = Capacity(settings, store.memory, lambda: free_bytes(folder))
     services = Services(
-        settings, store, storage, clock, hub, capacity, Tokenizers(storage), background
+        settings,
+        store,
+        storage,
+        clock,
+        hub,
+        capacity,
+        Tokenizers(storage),
+        background,
+        BodyMemory(settings.max_bodies_bytes),
     )
 
     @asynccontextmanager

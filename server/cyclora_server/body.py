@@ -12,8 +12,8 @@ from fastapi import Request
 
 from cyclora_core import payload
 from cyclora_core.errors import PayloadTooLarge, UserError
-from cyclora_server.services import ServicesDep
-from cyclora_server.settings import Settings
+from cyclora_server.intake import in_time
+from cyclora_server.services import Services, ServicesDep
 from cyclora_server.wire.reading import Body, parse, read_json
 
 BodyT = TypeVar("BodyT", bound=Body)
@@ -25,20 +25,26 @@ OFFLOAD_BYTES = 64 * 1024
 _WBITS = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
 
 
-async def read_body(request: Request, settings: Settings) -> bytes:
-    """The request's body, decompressed.
+async def read_body(request: Request, services: Services) -> bytes:
+    """The request's body, decompressed; counted as held until the request is answered.
 
     Raises:
         PayloadTooLarge: it exceeds a bound, as received or decompressed.
         UserError: its Content-Encoding is unknown, or does not fit the bytes.
+        Overloaded: there is no memory for it beside the bodies of other requests.
+        TooSlow: its client took too long.
     """
+    settings = services.settings
     limit = settings.max_body_bytes
     declared = request.headers.get("Content-Length", "")
     if declared.isdecimal() and int(declared) > limit:
         raise PayloadTooLarge(f"the body has {declared} bytes; at most {limit} are accepted")
     parts: list[bytes] = []
     total = 0
-    async for part in request.stream():
+    held = services.bodies.hold(getattr(request.state, "tenant_id", ""))
+    request.state.held_body = held
+    async for part in in_time(request.stream(), settings.body_grace_s):
+        held.take(len(part))
         total += len(part)
         if total > limit:
             raise PayloadTooLarge(f"the body has more than the accepted {limit} bytes")
@@ -47,7 +53,9 @@ async def read_body(request: Request, settings: Settings) -> bytes:
     encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding in ("", "identity") or not data:
         return data
-    return await offload(len(data), _inflate, data, encoding, settings.max_decoded_bytes)
+    inflated = await offload(len(data), _inflate, data, encoding, settings.max_decoded_bytes)
+    held.take(len(inflated))
+    return inflated
 
 
 async def offload(size: int, work: Callable[..., ResultT], *args: Any) -> ResultT:
@@ -61,7 +69,7 @@ def json_body(model: type[BodyT]) -> Callable[[Request, ServicesDep], Awaitable[
     """A dependency that reads the body as JSON whatever its Content-Type says."""
 
     async def read(request: Request, services: ServicesDep) -> BodyT:
-        raw = await read_body(request, services.settings)
+        raw = await read_body(request, services)
         return parse(model, await offload(len(raw), read_json, raw))
 
     return read

@@ -55,6 +55,9 @@ class Boundary:
             response = problems.answer(error)
             if status == 0:
                 await response(scope, receive, counted_send)
+        finally:
+            if (held := state.get("held_body")) is not None:
+                held.release()
         _log.info(
             "request finished",
             method=scope["method"],

@@ -14,6 +14,7 @@ minutes, so none of these may answer a request that can never succeed.
       PayloadTooLarge    413  permanent
       InvalidBody        422  permanent; a field is missing or of the wrong type
     Overloaded           429  the client backs off and comes back, for up to five minutes
+    TooSlow              408  its body came too slowly; the client sends it again
     Unavailable          503  the client tries again for up to five minutes
     anything else        500  ours: logged under an error_id, which is all that the tenant sees
 
@@ -48,6 +49,7 @@ from cyclora_core.errors import (
     UserError,
 )
 from cyclora_core.types import QueueState
+from cyclora_server.intake import TooSlow
 
 _log = structlog.get_logger()
 
@@ -72,11 +74,13 @@ _STATUS: tuple[tuple[type[CycloraError], int], ...] = (
     (InvalidBody, 422),
     (UserError, 400),
     (Overloaded, 429),
+    (TooSlow, 408),
     (Unavailable, 503),
 )
 
 _HEADERS: Mapping[int, Mapping[str, str]] = {
     401: {"WWW-Authenticate": "Bearer"},
+    408: {"Connection": "close"},
     429: {"Retry-After": "1"},
     503: {"Retry-After": "1"},
 }

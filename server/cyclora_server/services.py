@@ -12,6 +12,7 @@ from cyclora_server.background import Background
 from cyclora_server.capacity import Capacity
 from cyclora_server.futures import FuturesHub
 from cyclora_server.inference.tokenizer import Tokenizers
+from cyclora_server.intake import BodyMemory
 from cyclora_server.ports import StoragePort, StorePort
 from cyclora_server.settings import Settings
 
@@ -30,6 +31,7 @@ class Services:
     capacity: Capacity
     tokenizers: Tokenizers
     background: Background
+    bodies: BodyMemory
 
 
 async def _services(request: Request) -> Services:

@@ -100,6 +100,28 @@ class Settings(BaseSettings):
     Every request in flight may take this much memory; the store refuses payloads above 256 MiB.
     """
 
+    max_bodies_bytes: int = Field(default=1024 * _MIB, ge=1024 * 1024)
+    """Largest total of all request bodies in memory at one time, in bytes; half of it for one
+    tenant.
+
+    Beyond it clients are told to come back. Less than four times ``max_body_bytes``, large requests
+    may wait for one another; decoding takes up to three times as much again for those in progress.
+    """
+
+    body_grace_s: float = Field(default=30.0, gt=0.0, le=3600.0)
+    """Seconds that a client may be silent while it sends a body, on top of what its bytes take at
+    16 KiB/s.
+
+    Very short, clients on bad networks send again and again; very long, slow ones keep connections
+    and memory.
+    """
+
+    header_timeout_s: float = Field(default=20.0, gt=0.0, le=3600.0)
+    """Seconds that a connection may take until the headers of a request are complete.
+
+    A connection that has just been answered may be silent for 75 seconds.
+    """
+
     max_upload_bytes: int = Field(default=4096 * _MIB, ge=1024)
     """Largest adapter accepted as an upload, in bytes.
 

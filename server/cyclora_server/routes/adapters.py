@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request
@@ -13,6 +14,7 @@ from cyclora_core.errors import CycloraError, PayloadTooLarge, Unavailable, User
 from cyclora_core.ids import CheckpointKind, CheckpointPath
 from cyclora_server import access, validate
 from cyclora_server.auth import IdentityDep, needs_key
+from cyclora_server.intake import TooSlow, in_time
 from cyclora_server.services import Json, Services, ServicesDep
 from cyclora_server.uploads.receive import Receiver, Upload
 
@@ -46,7 +48,7 @@ async def upload_adapter(
         str | None, Header(alias="X-Idempotency-Key", max_length=200)
     ] = None,
 ) -> Json:
-    chunks = request.stream()
+    chunks = in_time(request.stream(), services.settings.body_grace_s)
     try:
         _check_headers(request, services)
         base = await access.served_base_model(services, base_model)
@@ -108,7 +110,8 @@ def _check_headers(request: Request, services: Services) -> None:
 async def _drain(chunks: AsyncIterator[bytes]) -> None:
     """Read on for a while: closing on a client that still sends may cost it our answer."""
     num_bytes = 0
-    async for chunk in chunks:
-        num_bytes += len(chunk)
-        if num_bytes > _MAX_DRAINED_BYTES:
-            return
+    with suppress(TooSlow):
+        async for chunk in chunks:
+            num_bytes += len(chunk)
+            if num_bytes > _MAX_DRAINED_BYTES:
+                return

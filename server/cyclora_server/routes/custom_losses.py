@@ -35,7 +35,7 @@ async def create_custom_loss(
     request: Request, identity: IdentityDep, services: ServicesDep
 ) -> Json:
     # Refused with a 4xx: no other request waits behind the number of a loss.
-    raw = await read_body(request, services.settings)
+    raw = await read_body(request, services)
     if len(raw) > MAX_UPLOAD_BYTES:
         raise PayloadTooLarge(
             f"the custom loss takes {len(raw)} bytes; at most {MAX_UPLOAD_BYTES} are accepted"

@@ -118,7 +118,7 @@ def _default_tokens(services: Services, source: Source, prompt: Prompt) -> int:
 
 
 async def _json(http: Request, services: Services) -> Any:
-    raw = await read_body(http, services.settings)
+    raw = await read_body(http, services)
     return await offload(len(raw), read_json, raw)
 
 

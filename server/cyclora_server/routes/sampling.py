@@ -119,7 +119,7 @@ async def join_sampling_session(
 
 @router.post("/asample", summary="Sample tokens", openapi_extra=documented(bodies.Sample))
 async def asample(request: Request, identity: IdentityDep, services: ServicesDep) -> Json:
-    raw = await read_body(request, services.settings)
+    raw = await read_body(request, services)
     value = await offload(len(raw), read_json, raw)
     numbered = parse(bodies.NumberedSample, value)
     session = await access.owned_sampling_session(

@@ -80,5 +80,5 @@ async def get_server_capabilities(services: ServicesDep) -> Json:
 async def telemetry(request: Request, services: ServicesDep) -> Json:
     # Never logged or stored: events about failed futures hold the raw request headers, API key
     # included.
-    await read_body(request, services.settings)
+    await read_body(request, services)
     return {"status": "accepted"}

@@ -88,7 +88,7 @@ async def get_info(
     description="Protobuf `ForwardBackwardRequest`, or JSON with `forward_backward_input`.",
 )
 async def forward_backward(request: Request, identity: IdentityDep, services: ServicesDep) -> Json:
-    raw = await read_body(request, services.settings)
+    raw = await read_body(request, services)
     if PROTOBUF in request.headers.get("Content-Type", ""):
         sent = await offload(len(raw), decode.pass_from_proto, raw)
     else:
@@ -99,7 +99,7 @@ async def forward_backward(request: Request, identity: IdentityDep, services: Se
 
 @router.post("/forward", summary="Logprobs without gradients, as SDKs before 0.25 ask for them")
 async def forward(request: Request, identity: IdentityDep, services: ServicesDep) -> Json:
-    raw = await read_body(request, services.settings)
+    raw = await read_body(request, services)
     sent = await offload(
         len(raw), decode.pass_from_json, raw, "forward_input", OperationKind.FORWARD
     )
@@ -140,7 +140,7 @@ async def _submit_pass(
     openapi_extra=documented(bodies.OptimStep),
 )
 async def optim_step(request: Request, identity: IdentityDep, services: ServicesDep) -> Json:
-    raw = await read_body(request, services.settings)
+    raw = await read_body(request, services)
     value = read_json(raw)
     numbered = parse(bodies.Numbered, value)
 

@@ -37,7 +37,7 @@ router = APIRouter(prefix="/api/v1", tags=["weights"], dependencies=needs_key)
     openapi_extra=documented(bodies.SaveWeights),
 )
 async def save_weights(request: Request, identity: IdentityDep, services: ServicesDep) -> Json:
-    raw = await read_body(request, services.settings)
+    raw = await read_body(request, services)
     value = read_json(raw)
     numbered = parse(bodies.Numbered, value)
 
@@ -64,7 +64,7 @@ async def save_weights(request: Request, identity: IdentityDep, services: Servic
 async def save_weights_for_sampler(
     request: Request, identity: IdentityDep, services: ServicesDep
 ) -> Json:
-    raw = await read_body(request, services.settings)
+    raw = await read_body(request, services)
     value = read_json(raw)
     numbered = parse(bodies.Numbered, value)
 
@@ -97,7 +97,7 @@ async def save_weights_for_sampler(
 async def save_weights_external(
     request: Request, identity: IdentityDep, services: ServicesDep
 ) -> Json:
-    raw = await read_body(request, services.settings)
+    raw = await read_body(request, services)
     value = read_json(raw)
     numbered = parse(bodies.Numbered, value)
 
@@ -172,7 +172,7 @@ def _ephemeral_save(
     openapi_extra=documented(bodies.LoadWeights),
 )
 async def load_weights(request: Request, identity: IdentityDep, services: ServicesDep) -> Json:
-    raw = await read_body(request, services.settings)
+    raw = await read_body(request, services)
     value = read_json(raw)
     if isinstance(value, dict) and "session_id" in value and value["session_id"] is not None:
         body = parse(bodies.LoadWeights, value)
