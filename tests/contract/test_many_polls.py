@@ -71,7 +71,8 @@ async def test_a_thousand_held_polls_delay_nobody_and_are_all_answered(
         # Held behind its predecessor, which has not been sent.
         held = await waiting.submit(http_requests.optim_step(idle_model, 2, 1e-3))
         polls = [asyncio.create_task(poll(idle, held)) for _ in range(NUM_POLLS)]
-        await busy.run(http_requests.forward(model_id, 1 + 2 * NUM_STEPS, data))
+        data = [http_requests.datum(8, seed=0)]
+        (await busy.run(http_requests.forward(model_id, 1 + 2 * NUM_STEPS, data))).value()
         beside_s = await step_s(busy, model_id, 2 + 2 * NUM_STEPS)
 
         data = [http_requests.datum(8, seed=1)]
