@@ -23,6 +23,10 @@ _MAX_CONNECT_S = 5.0
 _HEALTH_CHECK_S = 15
 """A connection that was idle this long is asked whether it lives before a command relies on it."""
 
+_MAX_CONNECTIONS = 64
+"""Of one process; what needs one more waits its turn. A thousand polls that are woken at once would
+else open a thousand connections, which takes the store longer than all their commands."""
+
 _NEW_WORK = frozenset({"submit", "submit_sample", "create_custom_loss"})
 _READS = frozenset({"gather"})
 _CHANGE_CHECKPOINTS = frozenset({"put_checkpoint", "drop_checkpoint", "record_copy"})
@@ -111,8 +115,10 @@ class Connection:
         if not redis_url.startswith("unix"):
             # Also ends connections that nobody waits on, within about the same time.
             options = {"socket_keepalive": True, "socket_keepalive_options": _keepalive(timeout_s)}
-        client: Any = _Client.from_url(  # which is annotated as returning a plain client
+        pool = aioredis.BlockingConnectionPool.from_url(
             redis_url,
+            max_connections=_MAX_CONNECTIONS,
+            timeout=timeout_s,  # type: ignore[arg-type]  # annotated as int, used as seconds
             # Repeating is Patience's: redis-py nests its retries, of the command around those of
             # the connection, and their product would be hours of connecting to a dead address.
             retry=Retry(NoBackoff(), 0),
@@ -121,6 +127,7 @@ class Connection:
             health_check_interval=_HEALTH_CHECK_S,
             **options,
         )
+        client: Any = _Client.from_pool(pool)  # which is annotated as returning a plain client
         client.patience = Patience(patience_s)
         return cls(client, Keys(key_prefix), clock, timeout_s)
 
