@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Sequence
 from importlib import resources
@@ -23,9 +24,10 @@ _MAX_CONNECT_S = 5.0
 _HEALTH_CHECK_S = 15
 """A connection that was idle this long is asked whether it lives before a command relies on it."""
 
-_MAX_CONNECTIONS = 64
-"""Of one process; what needs one more waits its turn. A thousand polls that are woken at once would
-else open a thousand connections, which takes the store longer than all their commands."""
+_MAX_AT_ONCE = 64
+"""Commands of one process under way at one time, each on a connection of its own; others wait their
+turn. A thousand polls that are woken at once would else open a thousand connections, which takes
+the store longer than all their commands."""
 
 _NEW_WORK = frozenset({"submit", "submit_sample", "create_custom_loss"})
 _READS = frozenset({"gather"})
@@ -42,6 +44,7 @@ class _Pipeline(Pipeline):
     """A pipeline that is repeated as a whole while the store is in trouble."""
 
     patience: Patience
+    at_once: asyncio.Semaphore
 
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
         commands = list(self.command_stack)
@@ -49,7 +52,8 @@ class _Pipeline(Pipeline):
         async def attempt() -> list[Any]:
             # Executing empties the stack, also when it fails.
             self.command_stack = list(commands)
-            return await super(_Pipeline, self).execute(raise_on_error)
+            async with self.at_once:
+                return await super(_Pipeline, self).execute(raise_on_error)
 
         return await self.patience.persist(attempt)
 
@@ -58,12 +62,14 @@ class _Client(aioredis.Redis):
     """A client whose commands are repeated while the store is in trouble."""
 
     patience: Patience
+    at_once: asyncio.Semaphore
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         return await self.patience.persist(lambda: self._once(*args, **options))
 
     async def _once(self, *args: Any, **options: Any) -> Any:
-        return await super().execute_command(*args, **options)
+        async with self.at_once:
+            return await super().execute_command(*args, **options)
 
     async def ping_now(self) -> None:
         """PING with no more patience than for a restart of the store."""
@@ -71,7 +77,7 @@ class _Client(aioredis.Redis):
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
         pipe = _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
-        pipe.patience = self.patience
+        pipe.patience, pipe.at_once = self.patience, self.at_once
         return pipe
 
 
@@ -115,10 +121,10 @@ class Connection:
         if not redis_url.startswith("unix"):
             # Also ends connections that nobody waits on, within about the same time.
             options = {"socket_keepalive": True, "socket_keepalive_options": _keepalive(timeout_s)}
-        pool = aioredis.BlockingConnectionPool.from_url(
+        client: Any = _Client.from_url(  # which is annotated as returning a plain client
             redis_url,
-            max_connections=_MAX_CONNECTIONS,
-            timeout=timeout_s,  # type: ignore[arg-type]  # annotated as int, used as seconds
+            # Bounded by ``at_once``, which waits; the pool itself would raise.
+            max_connections=2 * _MAX_AT_ONCE,
             # Repeating is Patience's: redis-py nests its retries, of the command around those of
             # the connection, and their product would be hours of connecting to a dead address.
             retry=Retry(NoBackoff(), 0),
@@ -127,8 +133,8 @@ class Connection:
             health_check_interval=_HEALTH_CHECK_S,
             **options,
         )
-        client: Any = _Client.from_pool(pool)  # which is annotated as returning a plain client
         client.patience = Patience(patience_s)
+        client.at_once = asyncio.Semaphore(_MAX_AT_ONCE)
         return cls(client, Keys(key_prefix), clock, timeout_s)
 
     async def ping(self) -> None:
