@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY ?= passive
 export GOMP_SPINCOUNT ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo serve test test-quick contract-all compatibility faults soak check format bench bench-quick \
+.PHONY: help venv demo serve test test-quick contract-all compatibility faults soak check format bench bench-quick bench-load \
 	performance test-gpu clean
 
 help:
@@ -29,6 +29,7 @@ help:
 	@echo "make check       formatting, lint, types, import contracts, spelling"
 	@echo "make bench       all benchmarks, in full"
 	@echo "make bench-quick  the same, small"
+	@echo "make bench-load  a hundred tenants at one server and one worker"
 	@echo "make performance  all benchmarks, written into docs/performance.md and README"
 
 venv: $(STAMP)
@@ -91,6 +92,9 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/run.py
+
+bench-load: $(STAMP)
+	$(BIN)/python benchmarks/run.py --only load
 
 bench-quick: $(STAMP)
 	$(BIN)/python benchmarks/run.py --quick

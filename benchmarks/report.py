@@ -112,7 +112,7 @@ def aims(reports: Iterable[Report]) -> str:
 def missed(reports: Iterable[Report]) -> str:
     """The aims that were not met, as one table; a sentence where there are none."""
     rows = [
-        [*row[:4], f"{_number(row[3]) / _number(row[2]):.2f}"]
+        [*row[:4], f"{_number(row[3]) / wanted:.2f}" if (wanted := _number(row[2])) else "-"]
         for each in reports
         for row in _aims(each)
         if row[4] == "no"
