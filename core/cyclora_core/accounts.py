@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+AuditValue = str | int | float | bool | None
+"""Of one detail of an audit entry."""
+
 
 class Scope(StrEnum):
     """What an API key may do; it may hold several."""
@@ -56,6 +59,12 @@ class Tenant:
     weight: float = 1.0
     """Its part of every clock cycle against that of the others who wait."""
     quotas: Quotas = field(default_factory=Quotas)
+    is_enabled: bool = True
+    """Whether its API keys open anything."""
+    disabled_reason: str = ""
+    """What its keys are told while it is not."""
+    deleted_at_ms: int | None = None
+    """Its record stays, so that its books can still be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +98,6 @@ class AuditEntry:
     event: str
     """``{resource}_{action}``, such as ``checkpoint_delete``."""
     at_ms: int
-    details: Mapping[str, str | int | bool | None]
+    details: Mapping[str, AuditValue]
     entry_id: str
     """Keeps two equal changes of one millisecond apart."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from cyclora_core.accounts import ApiKey, AuditEntry, Scope, Tenant
 from cyclora_core.custom_loss import CustomLoss
@@ -43,6 +43,7 @@ class TenantsPort(Protocol):
     async def create(self, name: str, by: str, /) -> Tenant: ...
     async def get(self, tenant_id: str, /) -> Tenant | None: ...
     async def list(self) -> list[Tenant]: ...
+    async def update(self, tenant_id: str, by: str, /, **changes: Any) -> Tenant: ...
     async def create_key(
         self, tenant_id: str, name: str, scopes: frozenset[Scope], by: str, /
     ) -> tuple[str, ApiKey]: ...

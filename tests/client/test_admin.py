@@ -79,6 +79,14 @@ def test_create_tenant_sends_its_name_and_the_admin_key() -> None:
     assert tenant == Tenant("tenant-1", "first", MOMENT)
 
 
+def test_a_change_of_a_tenant_sends_what_changes() -> None:
+    server = Recorder(TENANT)
+    with call(server) as client:
+        client.tenants.update("tenant-1", name="second")
+
+    assert server.sent == ("PATCH", "/admin/v1/tenants/tenant-1", {"name": "second"})
+
+
 def test_create_key_gives_the_key_that_is_shown_once() -> None:
     server = Recorder({**KEY, "api_key": "tml-new", "unknown": "ignored"})
     with call(server) as client:

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from pydantic.dataclasses import dataclass
 
-from cyclora_client.admin.http import AdminHttp, read
+from cyclora_client.admin.http import AdminHttp, part, read
 
 
 @dataclass(frozen=True)
@@ -30,3 +30,12 @@ class Tenants:
 
     def list(self) -> builtins.list[Tenant]:
         return self._http.list(Tenant, "tenants")
+
+    def get(self, tenant_id: str) -> Tenant:
+        return read(Tenant, self._http.call("GET", f"tenants/{part(tenant_id)}"))
+
+    def update(self, tenant_id: str, *, name: str | None = None) -> Tenant:
+        """Change what is given and leave the rest as it is."""
+        changes = {"name": name}
+        body = {field: value for field, value in changes.items() if value is not None}
+        return read(Tenant, self._http.call("PATCH", f"tenants/{part(tenant_id)}", body=body))

@@ -21,3 +21,21 @@ def create(name: str, admin_key: AdminKey, url: Url = DEFAULT_URL, as_json: AsJs
     """Create a tenant."""
     with admin_client(url, admin_key) as client:
         show([client.tenants.create(name)], as_json)
+
+
+@app.command("show")
+def show_tenant(
+    tenant_id: str, admin_key: AdminKey, url: Url = DEFAULT_URL, as_json: AsJson = False
+) -> None:
+    """Show one tenant."""
+    with admin_client(url, admin_key) as client:
+        show([client.tenants.get(tenant_id)], as_json)
+
+
+@app.command()
+def rename(
+    tenant_id: str, name: str, admin_key: AdminKey, url: Url = DEFAULT_URL, as_json: AsJson = False
+) -> None:
+    """Give a tenant another name."""
+    with admin_client(url, admin_key) as client:
+        show([client.tenants.update(tenant_id, name=name)], as_json)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cyclora_core import codec
-from cyclora_core.accounts import AuditEntry
+from cyclora_core.accounts import AuditEntry, AuditValue
 from cyclora_core.store.connection import Connection
 
 AUDIT_KEPT_S = 90 * 24 * 3600
@@ -25,7 +25,7 @@ class Audit:
         self._keys = connection.keys
         self._clock = connection.clock
 
-    def entry(self, event: str, details: Mapping[str, str | int | bool | None]) -> AuditEntry:
+    def entry(self, event: str, details: Mapping[str, AuditValue]) -> AuditEntry:
         """An entry of now, to be written together with what it is about."""
         return AuditEntry(event, self._clock.now_ms(), dict(details), secrets.token_hex(8))
 

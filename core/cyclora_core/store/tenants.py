@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 from cyclora_core import codec, credentials
-from cyclora_core.accounts import TENANT_SCOPES, ApiKey, Scope, Tenant
-from cyclora_core.errors import NotFound
+from cyclora_core.accounts import TENANT_SCOPES, ApiKey, AuditValue, Quotas, Scope, Tenant
+from cyclora_core.errors import NotFound, UserError
 from cyclora_core.store.audit import Audit
 from cyclora_core.store.connection import Connection
+
+_FIXED = {"tenant_id", "created_at_ms"}
+_CHANGEABLE = frozenset(each.name for each in dataclasses.fields(Tenant)) - _FIXED
 
 
 class Tenants:
     """One isolated party each; keys are kept as hashes only."""
 
     def __init__(self, connection: Connection) -> None:
+        self._connection = connection
         self._redis = connection.client
         self._keys = connection.keys
         self._clock = connection.clock
@@ -39,6 +47,36 @@ class Tenants:
     async def list(self) -> list[Tenant]:
         rows = await self._redis.hvals(self._keys.tenants())
         return sorted((codec.load(Tenant, row) for row in rows), key=lambda t: t.created_at_ms)
+
+    async def update(self, tenant_id: str, by: str = "", /, **changes: Any) -> Tenant:
+        """Change some fields of a tenant and leave the others as they are; returns all of it.
+
+        Nothing that another administrator changes at the same time is lost. ``quotas`` may be
+        ``Quotas``, which replace all of them, or a mapping of those that change. ``by`` is the
+        key_id of who asked.
+
+        Raises:
+            NotFound: there is no such tenant, or it was deleted.
+            UserError: there is no such field, it never changes, or cannot have that value.
+        """
+        if not changes:
+            raise UserError(f"nothing to change; a tenant has {', '.join(sorted(_CHANGEABLE))}")
+        details = {name: _as_detail(value) for name, value in changes.items()}
+        details |= {"tenant_id": tenant_id, "key_id": by or None}
+        entry = self._audit.entry("organization_update", details)
+        while True:
+            data = await self._redis.hget(self._keys.tenants(), tenant_id)
+            tenant = codec.load(Tenant, data) if data else None
+            if data is None or tenant is None or tenant.deleted_at_ms is not None:
+                raise NotFound(f"tenant {tenant_id[:100]!r} does not exist")
+            changed = _with(tenant, changes)
+            is_done = await self._connection.run(
+                "change_account",
+                [self._keys.tenants(), self._keys.audit(tenant_id)],
+                [tenant_id, data, codec.dump(changed), *self._audit.script_args(entry)],
+            )
+            if is_done:
+                return changed
 
     async def create_key(
         self,
@@ -114,3 +152,32 @@ class Tenants:
         """Tokens metered so far, by kind of operation."""
         rows = await self._redis.hgetall(self._keys.usage(tenant_id))
         return {name.decode(): int(value) for name, value in rows.items()}
+
+
+def _with(tenant: Tenant, changes: Mapping[str, Any]) -> Tenant:
+    """The tenant with some of its fields changed, checked against their annotations."""
+    unknown = sorted(changes.keys() - _CHANGEABLE)
+    if unknown:
+        raise UserError(
+            f"{', '.join(unknown)} of a tenant cannot be changed; these can: "
+            f"{', '.join(sorted(_CHANGEABLE))}"
+        )
+    fields = dataclasses.asdict(tenant)
+    for name, value in changes.items():
+        merged = {**fields[name], **value} if isinstance(value, Mapping) else value
+        fields[name] = dataclasses.asdict(value) if isinstance(value, Quotas) else merged
+    strangers = sorted(fields["quotas"].keys() - {each.name for each in dataclasses.fields(Quotas)})
+    if strangers:
+        raise UserError(f"there is no quota {', '.join(strangers)}")
+    try:
+        changed = codec.check(Tenant, fields)
+    except ValidationError as error:
+        found = "; ".join(f"{each['loc'][-1]}: {each['msg']}" for each in error.errors())
+        raise UserError(f"a tenant cannot be changed so: {found}") from None
+    if not 0 < changed.weight < math.inf:
+        raise UserError(f"weight {changed.weight} is not allowed; expected a positive number")
+    return changed
+
+
+def _as_detail(value: Any) -> AuditValue:
+    return value if isinstance(value, AuditValue) else codec.dump(value).decode()

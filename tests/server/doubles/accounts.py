@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from cyclora_core.accounts import TENANT_SCOPES, ApiKey, AuditEntry, Scope, Tenant
 from cyclora_core.errors import NotFound
@@ -32,6 +33,13 @@ class Tenants:
 
     async def list(self) -> list[Tenant]:
         return list(self.tenants.values())
+
+    async def update(self, tenant_id: str, by: str = "", /, **changes: Any) -> Tenant:
+        assert by
+        if tenant_id not in self.tenants:
+            raise NotFound(f"tenant {tenant_id!r} does not exist")
+        self.tenants[tenant_id] = dataclasses.replace(self.tenants[tenant_id], **changes)
+        return self.tenants[tenant_id]
 
     async def create_key(
         self, tenant_id: str, name: str, scopes: frozenset[Scope], by: str

@@ -25,6 +25,35 @@ async def test_a_tenant_needs_a_name(admin: httpx.AsyncClient) -> None:
     assert (await admin.post("/admin/v1/tenants", json={"name": ""})).status_code == 422
 
 
+async def test_a_tenant_gets_another_name(admin: httpx.AsyncClient) -> None:
+    renamed = await admin.patch(f"/admin/v1/tenants/{STRANGER}", json={"name": "physics"})
+    found = await admin.get(f"/admin/v1/tenants/{STRANGER}")
+
+    assert renamed.status_code == 200
+    assert renamed.json() == found.json()
+    assert found.json()["name"] == "physics"
+
+
+async def test_a_tenant_that_does_not_exist_is_neither_shown_nor_changed(
+    admin: httpx.AsyncClient,
+) -> None:
+    assert (await admin.get("/admin/v1/tenants/nobody")).status_code == 404
+    answer = await admin.patch("/admin/v1/tenants/nobody", json={"name": "x"})
+    assert answer.status_code == 404
+
+
+@pytest.mark.parametrize(
+    "body", [{"nmae": "x"}, {"name": None}, {"name": ""}, {"name": "a\x00"}, {"name": "\u202ex"}]
+)
+async def test_what_a_tenant_cannot_be_changed_to_is_refused(
+    admin: httpx.AsyncClient, body: dict[str, str | None]
+) -> None:
+    answer = await admin.patch(f"/admin/v1/tenants/{STRANGER}", json=body)
+
+    assert answer.status_code == 422
+    assert "name" in answer.json()["detail"] or "nmae" in answer.json()["detail"]
+
+
 async def test_a_new_key_is_shown_once_and_works(admin: httpx.AsyncClient) -> None:
     body = {"tenant_id": STRANGER, "name": "ci"}
     created = (await admin.post("/admin/v1/keys", json=body)).json()
