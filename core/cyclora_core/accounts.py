@@ -14,7 +14,7 @@ class Scope(StrEnum):
     """What an API key may do; it may hold several."""
 
     TRAIN = "train"
-    """Make and train models, save, load and change checkpoints."""
+    """Make and train models and sample from them; save, load and change checkpoints."""
     SAMPLE = "sample"
     """Sample from base models and checkpoints."""
     READ = "read"
@@ -65,6 +65,8 @@ class Tenant:
     """What its keys are told while it is not."""
     deleted_at_ms: int | None = None
     """Its record stays, so that its books can still be read."""
+    is_purged: bool = False
+    """Whether nothing is left of what it had when it was deleted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +87,26 @@ class ApiKey:
     def is_admin(self) -> bool:
         return Scope.ADMIN in self.scopes
 
+    def has_expired(self, now_ms: int) -> bool:
+        return self.expires_at_ms is not None and self.expires_at_ms <= now_ms
+
     def is_usable(self, now_ms: int) -> bool:
         """Neither revoked nor expired."""
-        has_expired = self.expires_at_ms is not None and self.expires_at_ms <= now_ms
-        return self.revoked_at_ms is None and not has_expired
+        return self.revoked_at_ms is None and not self.has_expired(now_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyHolder:
+    """An API key together with whose it is, as they were at one moment."""
+
+    key: ApiKey
+    tenant: Tenant
+    last_used_at_ms: int | None = None
+    """To the minute; None for a key that was never used."""
+
+    def is_usable(self, now_ms: int) -> bool:
+        """Whether the key opens anything now."""
+        return self.key.is_usable(now_ms) and self.tenant.is_enabled
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from cyclora_server.capacity import Capacity
 from cyclora_server.futures import FuturesHub
 from cyclora_server.inference.tokenizer import Tokenizers
 from cyclora_server.intake import BodyMemory
+from cyclora_server.key_watch import KeyWatch
 from cyclora_server.ports import StoragePort, StorePort
 from cyclora_server.routes import (
     adapters,
@@ -85,6 +86,7 @@ def create_app(settings: Settings, store: StorePort, storage: StoragePort, clock
     folder = Path(settings.storage_url)
     background = Background()
     capacity = Capacity(settings, store.memory, lambda: free_bytes(folder))
+    key_watch = KeyWatch(store.api_keys, clock)
     services = Services(
         settings,
         store,
@@ -95,6 +97,7 @@ def create_app(settings: Settings, store: StorePort, storage: StoragePort, clock
         Tokenizers(storage),
         background,
         BodyMemory(settings.max_bodies_bytes),
+        key_watch,
     )
 
     @asynccontextmanager
@@ -102,6 +105,7 @@ def create_app(settings: Settings, store: StorePort, storage: StoragePort, clock
         await capacity.measure()  # before the first request could be let in unmeasured
         tasks = [
             asyncio.create_task(hub.run(), name="futures hub"),
+            asyncio.create_task(key_watch.run(), name="key watch"),
             asyncio.create_task(capacity.run(), name="capacity"),
             asyncio.create_task(Sweeper(services).run(), name="sweeper"),
         ]

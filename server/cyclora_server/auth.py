@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
 from fastapi.security import APIKeyHeader, HTTPBearer
 
-from cyclora_core.accounts import ApiKey
-from cyclora_core.errors import Forbidden, Unauthorized
-from cyclora_server import tokens
-from cyclora_server.problems import InvalidToken
+from cyclora_core.accounts import ApiKey, KeyHolder
+from cyclora_core.errors import Unauthorized
+from cyclora_core.store.api_keys import USE_NOTED_S
+from cyclora_server import scopes, tokens
+from cyclora_server.key_watch import Hold, why_not
 from cyclora_server.services import Services, ServicesDep
 from cyclora_server.tokens import TokenSigner
 
@@ -36,31 +39,47 @@ class Identity:
 async def authenticate(request: Request, services: ServicesDep) -> Identity:
     """Find the tenant of the request's API key, or of the key that its token stands for.
 
+    The key is looked up with every request, so that what happens to it is known at once.
+
     Raises:
-        Unauthorized: no key was sent, or it is unknown or revoked.
-        InvalidToken: the token is not ours, has expired, or its key was revoked.
+        Unauthorized: no key was sent, or it is unknown, revoked or expired.
+        InvalidToken: the token is not ours, has expired, or its key has ended.
+        Forbidden: the tenant is disabled, or the key may not call this route.
     """
     secret = _sent_key(request)
     if not secret:
         raise Unauthorized("no API key was sent; put it into the X-API-Key header")
     is_token = secret.startswith(tokens.PREFIX)
-    if is_token:
-        key = await _key_of_token(services, secret) if _is_plausible(secret) else None
-        if key is None:
-            raise InvalidToken("the token has expired, or its API key was revoked")
-    else:
-        key = await services.store.tenants.authenticate(secret) if _is_plausible(secret) else None
-        if key is None:
-            raise Unauthorized("the API key is unknown or was revoked")
+    lookup = _holder_of_token if is_token else _holder_of_key
+    holder = await lookup(services, secret) if _is_plausible(secret) else None
+    now_ms = services.clock.now_ms()
+    error = why_not(holder, now_ms, is_token=is_token)
+    if error is not None:
+        raise error
+    assert holder is not None, "else there would be an error"
+    key = holder.key
     request.state.tenant_id = key.tenant_id
+    _note_use(services, holder, now_ms)
+    rule = scopes.rule_of(request.method, request.scope["route"].path)
+    scopes.check(rule, key.scopes, key.project_id)
     return Identity(key.tenant_id, key, is_token)
 
 
-async def _key_of_token(services: Services, token: str) -> ApiKey | None:
+async def _holder_of_key(services: Services, secret: str) -> KeyHolder | None:
+    return await services.store.api_keys.of_secret(secret)
+
+
+async def _holder_of_token(services: Services, token: str) -> KeyHolder | None:
     signer = await TokenSigner.of(services.store.secrets)
     key_id = signer.key_id(token, services.clock.now_ms())
-    key = await services.store.tenants.get_key(key_id) if key_id else None
-    return key if key and key.revoked_at_ms is None else None
+    return await services.store.api_keys.get(key_id) if key_id else None
+
+
+def _note_use(services: Services, holder: KeyHolder, now_ms: int) -> None:
+    """Remember when a key was used, once a minute and without having the request wait for it."""
+    last_ms = holder.last_used_at_ms
+    if last_ms is None or now_ms - last_ms >= USE_NOTED_S * 1000:
+        services.background.start(services.store.api_keys.note_use(holder.key.key_id))
 
 
 async def new_token(services: Services, key: ApiKey) -> str:
@@ -73,15 +92,16 @@ async def new_token(services: Services, key: ApiKey) -> str:
 IdentityDep = Annotated[Identity, Depends(authenticate)]
 
 
-async def require_admin(identity: IdentityDep) -> Identity:
-    """Let only administrators' keys pass.
+@asynccontextmanager
+async def held(services: Services, identity: Identity) -> AsyncGenerator[Hold, None]:
+    """Wait on behalf of a request, no longer than its key may be used.
 
     Raises:
-        Forbidden: the key is not an administrator's.
+        Unauthorized, Forbidden: it may not be used any more.
     """
-    if not identity.key.is_admin:
-        raise Forbidden("this needs an administrator's API key")
-    return identity
+    with services.key_watch.holding(identity.key.key_id, is_token=identity.is_token) as hold:
+        async with hold.waiting():
+            yield hold
 
 
 def user_urn(tenant_id: str) -> str:
@@ -90,9 +110,7 @@ def user_urn(tenant_id: str) -> str:
 
 
 needs_key = [Depends(_api_key_header), Depends(_bearer), Depends(authenticate)]
-"""Dependencies of every router but the public one."""
-
-needs_admin = [*needs_key, Depends(require_admin)]
+"""Dependencies of every router but the public ones; ``scopes`` says which keys open which route."""
 
 
 def _sent_key(request: Request) -> str:

@@ -13,6 +13,7 @@ from cyclora_server.capacity import Capacity
 from cyclora_server.futures import FuturesHub
 from cyclora_server.inference.tokenizer import Tokenizers
 from cyclora_server.intake import BodyMemory
+from cyclora_server.key_watch import KeyWatch
 from cyclora_server.ports import StoragePort, StorePort
 from cyclora_server.settings import Settings
 
@@ -32,6 +33,7 @@ class Services:
     tokenizers: Tokenizers
     background: Background
     bodies: BodyMemory
+    key_watch: KeyWatch
 
 
 async def _services(request: Request) -> Services:

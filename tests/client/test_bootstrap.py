@@ -24,15 +24,15 @@ async def test_the_first_start_makes_a_tenant_and_two_keys_for_the_owner_only(
     made = await bootstrap(redis_url, key_prefix, path)
 
     store = await Store.open(redis_url, key_prefix)
-    api_key = await store.tenants.authenticate(made.api_key)
-    admin_key = await store.tenants.authenticate(made.admin_key)
+    api_key = await store.api_keys.of_secret(made.api_key)
+    admin_key = await store.api_keys.of_secret(made.admin_key)
     await store.close()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert set(json.loads(path.read_bytes())) == {"api_key", "admin_key", "tenant_id"}
     assert api_key is not None
     assert admin_key is not None
-    assert (api_key.is_admin, admin_key.is_admin) == (False, True)
-    assert api_key.tenant_id == admin_key.tenant_id == made.tenant_id
+    assert (api_key.key.is_admin, admin_key.key.is_admin) == (False, True)
+    assert api_key.key.tenant_id == admin_key.key.tenant_id == made.tenant_id
 
 
 async def test_later_starts_use_the_same_keys(
@@ -63,9 +63,9 @@ async def test_a_revoked_key_is_replaced_and_the_other_one_kept(
     path = tmp_path / "credentials.json"
     first = await bootstrap(redis_url, key_prefix, path)
     store = await Store.open(redis_url, key_prefix)
-    record = await store.tenants.authenticate(first.api_key)
-    assert record is not None
-    await store.tenants.revoke_key(record.key_id)
+    found = await store.api_keys.of_secret(first.api_key)
+    assert found is not None
+    await store.api_keys.revoke(found.key.key_id)
     await store.close()
 
     second = await bootstrap(redis_url, key_prefix, path)

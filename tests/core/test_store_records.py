@@ -25,32 +25,35 @@ def session(session_id: str = SESSION_ID, at_ms: int = 1) -> Session:
 
 async def test_a_key_authenticates_its_tenant_until_it_is_revoked(store: Store) -> None:
     tenant = await store.tenants.create("lab")
-    secret, record = await store.tenants.create_key(tenant.tenant_id, "laptop")
+    secret, record = await store.api_keys.create(tenant.tenant_id, "laptop")
 
-    found = await store.tenants.authenticate(secret)
-    assert found == record
+    found = await store.api_keys.of_secret(secret)
+    assert found is not None
+    assert (found.key, found.tenant) == (record, tenant)
     assert secret.startswith("tml-")
-    assert await store.tenants.revoke_key(record.key_id)
-    assert await store.tenants.authenticate(secret) is None
+    assert await store.api_keys.revoke(record.key_id)
+    found = await store.api_keys.of_secret(secret)
+    assert found is not None
+    assert not found.is_usable(record.created_at_ms)
 
 
 async def test_an_unknown_key_authenticates_nobody(store: Store) -> None:
-    assert await store.tenants.authenticate("tml-wrong") is None
-    assert not await store.tenants.revoke_key("key-unknown")
+    assert await store.api_keys.of_secret("tml-wrong") is None
+    assert not await store.api_keys.revoke("key-unknown")
 
 
 async def test_a_key_needs_a_tenant(store: Store) -> None:
     with pytest.raises(NotFound, match="tenant-x"):
-        await store.tenants.create_key("tenant-x", "laptop")
+        await store.api_keys.create("tenant-x", "laptop")
 
 
 async def test_a_key_is_stored_as_a_hash_only(store: Store) -> None:
     tenant = await store.tenants.create("lab")
-    secret, _ = await store.tenants.create_key(tenant.tenant_id, "laptop")
+    secret, _ = await store.api_keys.create(tenant.tenant_id, "laptop")
 
-    client = store.tenants._redis  # pyright: ignore[reportPrivateUsage]
+    client = store.api_keys._redis  # pyright: ignore[reportPrivateUsage]
     dumped: list[bytes] = []
-    async for key in client.scan_iter(f"{store.tenants._keys.prefix}:*"):  # pyright: ignore[reportPrivateUsage]
+    async for key in client.scan_iter(f"{store.api_keys._keys.prefix}:*"):  # pyright: ignore[reportPrivateUsage]
         dumped.append(await client.dump(key) or b"")
 
     assert dumped
@@ -61,11 +64,11 @@ async def test_what_happens_to_tenants_and_keys_is_in_their_audit_log(
     store: Store, clock: ManualClock
 ) -> None:
     tenant = await store.tenants.create("lab", "key-admin")
-    secret, record = await store.tenants.create_key(
+    secret, record = await store.api_keys.create(
         tenant.tenant_id, "laptop", frozenset({Scope.ADMIN}), "key-admin"
     )
     for _ in range(2):
-        await store.tenants.revoke_key(record.key_id, record.key_id)
+        await store.api_keys.revoke(record.key_id, record.key_id)
 
     entries = await store.audit.list(tenant.tenant_id, 0, clock.now_ms() + 1)
 

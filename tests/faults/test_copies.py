@@ -68,7 +68,7 @@ class Server:
 async def server(store: Store, clock: ManualClock, tmp_path: Path) -> AsyncIterator[Server]:
     storage = Storage(tmp_path)
     tenant = await store.tenants.create("lab")
-    key, _ = await store.tenants.create_key(tenant.tenant_id, "laptop")
+    key, _ = await store.api_keys.create(tenant.tenant_id, "laptop")
     folder = storage.checkpoint_dir(SOURCE, "3")
     folder.mkdir(parents=True)
     for name, data in FILES.items():

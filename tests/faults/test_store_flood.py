@@ -58,7 +58,7 @@ async def store(own: OwnValkey) -> AsyncIterator[Store]:
 @pytest.fixture
 async def client(own: OwnValkey, store: Store, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     tenant = await store.tenants.create("flood")
-    key, _ = await store.tenants.create_key(tenant.tenant_id, "key")
+    key, _ = await store.api_keys.create(tenant.tenant_id, "key")
     served = await Store.open(own.url)
     settings = Settings(storage_url=str(tmp_path), min_free_disk_bytes=0, poll_hold_s=0)
     app = create_app(settings, served, Storage(tmp_path), SystemClock())

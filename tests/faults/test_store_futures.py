@@ -74,7 +74,7 @@ async def deployment(redis_url: str, tmp_path: Path) -> AsyncIterator[Deployment
     stats = WorkerStats(free_sample_tokens=1000, max_sample_tokens=1000)
     await store.workers.register("worker-1", "worker", INFO, LEASE_S, stats)
     tenant = await store.tenants.create("tenant")
-    key, _ = await store.tenants.create_key(tenant.tenant_id, "key")
+    key, _ = await store.api_keys.create(tenant.tenant_id, "key")
     settings = Settings(poll_hold_s=0.0, min_free_disk_bytes=0, max_store_memory_fraction=1.0)
     app = create_app(settings, store, Storage(tmp_path), SystemClock())
     async with (

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import re
+
 import httpx
 import pytest
 from fastapi import FastAPI
-from starlette.routing import Route
 
-from server.doubles.builders import ADMIN_KEY, KEY
+from cyclora_core.clock import ManualClock
+from server.doubles.builders import ADMIN_KEY, KEY, TENANT
 from server.doubles.store import StoreDouble
+from server.walk import methods_and_paths
 
 PUBLIC = {
     "/api/v1/healthz",
@@ -35,11 +38,17 @@ async def test_every_route_but_the_public_ones_needs_a_key(
 
 
 def test_nothing_is_served_beside_the_documented_routes(app: FastAPI) -> None:
-    undocumented = {
-        route.path for route in app.routes if isinstance(route, Route) and route.path in PUBLIC
+    documented = {
+        (method.upper(), path) for path, item in app.openapi()["paths"].items() for method in item
+    }
+    served = {
+        (method, re.sub(r":path}", "}", path))
+        for method, path in methods_and_paths(app)
+        if method != "HEAD" and not path.startswith("/oai/")
     }
 
-    assert undocumented <= PUBLIC
+    assert {path for _, path in served - documented} <= PUBLIC
+    assert documented <= served
 
 
 @pytest.mark.parametrize("key", ["", "tml-unknown", "x" * 10_000])
@@ -51,7 +60,7 @@ async def test_an_unknown_key_is_refused(client: httpx.AsyncClient, key: str) ->
 
 
 async def test_a_revoked_key_is_refused(client: httpx.AsyncClient, store: StoreDouble) -> None:
-    await store.tenants.revoke_key("key-a")
+    await store.api_keys.revoke("key-a", "key-admin")
 
     assert (await client.get("/api/v1/sessions")).status_code == 401
 
@@ -93,3 +102,36 @@ async def test_administration_needs_an_administrators_key(
     answer = await client.request(method, path, headers={"X-API-Key": ADMIN_KEY}, json={})
 
     assert answer.status_code != 403
+
+
+async def test_an_expired_key_is_refused_and_says_when_it_ended(
+    client: httpx.AsyncClient, store: StoreDouble
+) -> None:
+    store.api_keys.change(KEY, expires_at_ms=1000)
+
+    answer = await client.get("/api/v1/sessions")
+
+    assert answer.status_code == 401
+    assert "1970-01-01T00:00:01" in answer.json()["detail"]
+
+
+async def test_a_key_of_a_disabled_tenant_hears_why(
+    client: httpx.AsyncClient, store: StoreDouble
+) -> None:
+    store.tenants.change(TENANT, is_enabled=False, disabled_reason="the invoice of May is open")
+
+    answer = await client.get("/api/v1/sessions")
+
+    assert answer.status_code == 403
+    assert "the invoice of May is open" in answer.json()["detail"]
+
+
+async def test_the_use_of_a_key_is_noted_once_a_minute(
+    client: httpx.AsyncClient, store: StoreDouble, clock: ManualClock, app: FastAPI
+) -> None:
+    for last_used_at_ms in (None, clock.now_ms() - 59_999, clock.now_ms() - 60_000):
+        store.api_keys.last_used_at_ms = last_used_at_ms
+        await client.get("/api/v1/sessions")
+    await app.state.services.background.finish(10)
+
+    assert store.api_keys.uses == ["key-a", "key-a"]

@@ -43,7 +43,7 @@ async def test_a_server_tells_its_port_may_open_many_files_and_ends_in_order_whe
     prefix = f"test-{uuid.uuid4().hex[:12]}"
     store = await Store.open(redis_url, prefix)
     tenant = await store.tenants.create("lab")
-    key, _ = await store.tenants.create_key(tenant.tenant_id, "test")
+    key, _ = await store.api_keys.create(tenant.tenant_id, "test")
     ready_file = tmp_path / "ready.json"
     environment = {
         **os.environ,

@@ -21,7 +21,7 @@ def signer() -> UrlSigner:
 
 
 def test_what_was_signed_may_be_read_until_it_expires(signer: UrlSigner) -> None:
-    query = query_of(signer.sign(PATH, NOW_MS))
+    query = query_of(signer.sign(PATH, NOW_MS, "key-1"))
 
     assert signer.check(PATH, query, NOW_MS - 1)
     assert not signer.check(PATH, query, NOW_MS)
@@ -40,13 +40,13 @@ def test_what_was_signed_may_be_read_until_it_expires(signer: UrlSigner) -> None
     ],
 )
 def test_a_changed_query_is_refused(signer: UrlSigner, changed: dict[str, str]) -> None:
-    query = query_of(signer.sign(PATH, NOW_MS))
+    query = query_of(signer.sign(PATH, NOW_MS, "key-1"))
 
     assert not signer.check(PATH, {**query, **changed}, NOW_MS - 1)
 
 
 def test_a_signature_is_for_one_path_only(signer: UrlSigner) -> None:
-    query = query_of(signer.sign(PATH, NOW_MS))
+    query = query_of(signer.sign(PATH, NOW_MS, "key-1"))
 
     assert not signer.check(f"{PATH}.age", query, NOW_MS - 1)
     assert not signer.check("/files/\ud800", query, NOW_MS - 1)
@@ -59,5 +59,5 @@ def test_an_empty_query_is_refused(signer: UrlSigner) -> None:
 async def test_servers_of_one_deployment_check_what_another_signed() -> None:
     one, other = await UrlSigner.of(Secrets()), await UrlSigner.of(Secrets())
 
-    assert other.check(PATH, query_of(one.sign(PATH, NOW_MS)), 0)
-    assert not UrlSigner(b"other").check(PATH, query_of(one.sign(PATH, NOW_MS)), 0)
+    assert other.check(PATH, query_of(one.sign(PATH, NOW_MS, "key-1")), 0)
+    assert not UrlSigner(b"other").check(PATH, query_of(one.sign(PATH, NOW_MS, "key-1")), 0)

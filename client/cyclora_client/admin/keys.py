@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 from collections.abc import Iterable
 from datetime import datetime
+from typing import Any
 
 from pydantic.dataclasses import dataclass
 
@@ -21,7 +22,12 @@ class ApiKey:
     name: str
     scopes: list[Scope]
     created_at: datetime
+    project_id: str | None = None
+    """The project of all its sessions, of which alone it sees anything; None is no such bound."""
+    expires_at: datetime | None = None
     revoked_at: datetime | None = None
+    last_used_at: datetime | None = None
+    """To the minute."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,8 @@ class NewKey:
     tenant_id: str
     name: str
     scopes: list[Scope]
+    project_id: str | None = None
+    expires_at: datetime | None = None
 
 
 class ApiKeys:
@@ -41,8 +49,24 @@ class ApiKeys:
     def __init__(self, http: AdminHttp) -> None:
         self._http = http
 
-    def create(self, tenant_id: str, name: str, scopes: Iterable[Scope] = TENANT_SCOPES) -> NewKey:
-        body = {"tenant_id": tenant_id, "name": name, "scopes": sorted(scopes)}
+    def create(
+        self,
+        tenant_id: str,
+        name: str,
+        scopes: Iterable[Scope] = TENANT_SCOPES,
+        *,
+        project_id: str | None = None,
+        expires_at: datetime | None = None,
+        lifetime_s: int | None = None,
+    ) -> NewKey:
+        """A new key, which ends at a time or some seconds from now if one of them is given."""
+        body: dict[str, Any] = {"tenant_id": tenant_id, "name": name, "scopes": sorted(scopes)}
+        if project_id is not None:
+            body["project_id"] = project_id
+        if expires_at is not None:
+            body["expires_at"] = expires_at.isoformat()
+        if lifetime_s is not None:
+            body["lifetime_s"] = lifetime_s
         return read(NewKey, self._http.call("POST", "keys", body=body))
 
     def list(self, tenant_id: str | None = None) -> builtins.list[ApiKey]:

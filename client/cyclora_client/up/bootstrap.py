@@ -75,10 +75,11 @@ async def _key(
     store: Store, tenant_id: str, name: str, key: str | None, scopes: frozenset[Scope]
 ) -> str:
     if key is not None:
-        record = await store.tenants.authenticate(key)
-        if record and record.tenant_id == tenant_id and record.scopes == scopes:
+        found = await store.api_keys.of_secret(key)
+        is_usable = found is not None and found.is_usable(store.clock.now_ms())
+        if found and is_usable and (found.key.tenant_id, found.key.scopes) == (tenant_id, scopes):
             return key
-    fresh, _ = await store.tenants.create_key(tenant_id, name, scopes)
+    fresh, _ = await store.api_keys.create(tenant_id, name, scopes)
     return fresh
 
 

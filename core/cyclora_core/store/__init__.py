@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cyclora_core.clock import Clock, SystemClock
+from cyclora_core.store.api_keys import ApiKeys
 from cyclora_core.store.audit import Audit
 from cyclora_core.store.cancellations import Cancellations
 from cyclora_core.store.checkpoints import Checkpoints
@@ -34,6 +35,7 @@ class Store:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.tenants = Tenants(connection)
+        self.api_keys = ApiKeys(connection)
         self.audit = Audit(connection)
         self.metering = Metering(connection)
         self.secrets = Secrets(connection)

@@ -16,6 +16,9 @@ AUDIT_KEPT_S = 90 * 24 * 3600
 MAX_AUDIT_ENTRIES = 10_000
 """Of one tenant; beyond them the oldest go."""
 
+DEPLOYMENT = ""
+"""In place of a tenant's id: what was changed for all of them, such as a worker."""
+
 
 class Audit:
     """Entries by time. One that is written twice, since an answer was lost, is there once."""
@@ -28,6 +31,18 @@ class Audit:
     def entry(self, event: str, details: Mapping[str, AuditValue]) -> AuditEntry:
         """An entry of now, to be written together with what it is about."""
         return AuditEntry(event, self._clock.now_ms(), dict(details), secrets.token_hex(8))
+
+    async def add(
+        self,
+        event: str,
+        details: Mapping[str, AuditValue],
+        by: str = "",
+        tenant_id: str = DEPLOYMENT,
+    ) -> None:
+        """Note a change that has no transaction of its own; ``by`` is the key_id of who asked."""
+        async with self._redis.pipeline(transaction=True) as pipe:
+            self.write(pipe, tenant_id, self.entry(event, {**details, "key_id": by or None}))
+            await pipe.execute()
 
     def write(self, pipe: Any, tenant_id: str, entry: AuditEntry) -> None:
         """Add an entry to a transaction."""

@@ -30,7 +30,7 @@ turn. A thousand polls that are woken at once would else open a thousand connect
 the store longer than all their commands."""
 
 _NEW_WORK = frozenset({"submit", "submit_sample", "create_custom_loss"})
-_READS = frozenset({"gather"})
+_READS = frozenset({"gather", "find_keys"})
 _CHANGE_CHECKPOINTS = frozenset({"put_checkpoint", "drop_checkpoint", "record_copy"})
 
 # Redis refuses a script for want of memory only at its first write, and only if that write could

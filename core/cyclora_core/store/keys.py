@@ -21,6 +21,9 @@ class Keys:
     def api_key_by_hash(self) -> str:
         return f"{self.prefix}:api_key_by_hash"
 
+    def api_keys_used(self) -> str:
+        return f"{self.prefix}:api_keys_used"
+
     def usage(self, tenant_id: str) -> str:
         return f"{self.prefix}:usage:{tenant_id}"
 

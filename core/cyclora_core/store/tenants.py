@@ -1,26 +1,28 @@
-"""Tenants and their API keys."""
+"""Tenants: who works here, and what they may use."""
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
 from cyclora_core import codec, credentials
-from cyclora_core.accounts import TENANT_SCOPES, ApiKey, AuditValue, Quotas, Scope, Tenant
+from cyclora_core.accounts import AuditValue, Quotas, Tenant
 from cyclora_core.errors import NotFound, UserError
+from cyclora_core.store import accounts
 from cyclora_core.store.audit import Audit
 from cyclora_core.store.connection import Connection
 
-_FIXED = {"tenant_id", "created_at_ms"}
+_FIXED = {"tenant_id", "created_at_ms", "deleted_at_ms", "is_purged"}
 _CHANGEABLE = frozenset(each.name for each in dataclasses.fields(Tenant)) - _FIXED
 
 
 class Tenants:
-    """One isolated party each; keys are kept as hashes only."""
+    """One isolated party each."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -41,10 +43,15 @@ class Tenants:
         return tenant
 
     async def get(self, tenant_id: str) -> Tenant | None:
+        """A tenant, deleted or not."""
         data = await self._redis.hget(self._keys.tenants(), tenant_id)
         return codec.load(Tenant, data) if data else None
 
     async def list(self) -> list[Tenant]:
+        """Those that were not deleted, oldest first."""
+        return [tenant for tenant in await self._all() if tenant.deleted_at_ms is None]
+
+    async def _all(self) -> builtins.list[Tenant]:
         rows = await self._redis.hvals(self._keys.tenants())
         return sorted((codec.load(Tenant, row) for row in rows), key=lambda t: t.created_at_ms)
 
@@ -61,92 +68,62 @@ class Tenants:
         """
         if not changes:
             raise UserError(f"nothing to change; a tenant has {', '.join(sorted(_CHANGEABLE))}")
-        details = {name: _as_detail(value) for name, value in changes.items()}
-        details |= {"tenant_id": tenant_id, "key_id": by or None}
-        entry = self._audit.entry("organization_update", details)
-        while True:
-            data = await self._redis.hget(self._keys.tenants(), tenant_id)
-            tenant = codec.load(Tenant, data) if data else None
-            if data is None or tenant is None or tenant.deleted_at_ms is not None:
-                raise NotFound(f"tenant {tenant_id[:100]!r} does not exist")
-            changed = _with(tenant, changes)
-            is_done = await self._connection.run(
-                "change_account",
-                [self._keys.tenants(), self._keys.audit(tenant_id)],
-                [tenant_id, data, codec.dump(changed), *self._audit.script_args(entry)],
-            )
-            if is_done:
-                return changed
+        noted = {name: _as_detail(value) for name, value in changes.items()}
+        changed = await self._change(
+            tenant_id, lambda tenant: _with(tenant, changes), "update", by, noted
+        )
+        if changed is None:
+            raise NotFound(f"tenant {tenant_id[:100]!r} does not exist")
+        return changed
 
-    async def create_key(
+    async def delete(self, tenant_id: str, by: str = "") -> Tenant | None:
+        """Take a tenant out of all lists and close it to its keys; None if there is none.
+
+        What it has is deleted by whoever calls this; ``unpurged`` finds the tenant until ``purged``
+        was told. Its books stay.
+        """
+
+        def delete(tenant: Tenant) -> Tenant:
+            if tenant.deleted_at_ms is not None:
+                return tenant
+            return dataclasses.replace(
+                tenant,
+                is_enabled=False,
+                disabled_reason="it was deleted",
+                deleted_at_ms=self._clock.now_ms(),
+            )
+
+        return await self._change(tenant_id, delete, "delete", by, {})
+
+    async def unpurged(self) -> builtins.list[Tenant]:
+        """Deleted tenants of which something may be left."""
+        found = await self._all()
+        return [each for each in found if each.deleted_at_ms is not None and not each.is_purged]
+
+    async def purged(self, tenant_id: str) -> None:
+        """Nothing is left of what a deleted tenant had."""
+        await self._change(
+            tenant_id, lambda tenant: dataclasses.replace(tenant, is_purged=True), "purge", "", {}
+        )
+
+    async def _change(
         self,
         tenant_id: str,
-        name: str,
-        scopes: frozenset[Scope] = TENANT_SCOPES,
-        by: str = "",
-    ) -> tuple[str, ApiKey]:
-        """A new key and its record; the key itself is not kept and cannot be shown again.
-
-        ``by`` is the key_id of who asked, if it was a client.
-
-        Raises:
-            NotFound: there is no such tenant.
-        """
-        if await self.get(tenant_id) is None:
-            raise NotFound(f"tenant {tenant_id!r} does not exist")
-        secret = credentials.new_api_key()
-        now_ms = self._clock.now_ms()
-        record = ApiKey(credentials.new_id("key"), tenant_id, name, scopes, now_ms)
-        hashed = credentials.hash_api_key(secret)
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hset(self._keys.api_keys(), record.key_id, codec.dump(record))
-            pipe.hset(self._keys.api_key_by_hash(), hashed, record.key_id)
-            self._write_entry(pipe, "organization_key_create", record, by)
-            await pipe.execute()
-        return secret, record
-
-    async def list_keys(self, tenant_id: str | None = None) -> list[ApiKey]:
-        rows = await self._redis.hvals(self._keys.api_keys())
-        records = (codec.load(ApiKey, row) for row in rows)
-        chosen = [key for key in records if tenant_id is None or key.tenant_id == tenant_id]
-        return sorted(chosen, key=lambda key: key.created_at_ms)
-
-    async def get_key(self, key_id: str) -> ApiKey | None:
-        """The record of a key, revoked or not."""
-        data = await self._redis.hget(self._keys.api_keys(), key_id)
-        return codec.load(ApiKey, data) if data else None
-
-    async def revoke_key(self, key_id: str, by: str = "") -> bool:
-        """Revoke with effect on the next request; false when there is no such key."""
-        record = await self.get_key(key_id)
-        if record is None:
-            return False
-        if record.revoked_at_ms is None:
-            record = dataclasses.replace(record, revoked_at_ms=self._clock.now_ms())
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.hset(self._keys.api_keys(), key_id, codec.dump(record))
-                self._write_entry(pipe, "organization_key_revoke", record, by)
-                await pipe.execute()
-        return True
-
-    def _write_entry(self, pipe: Any, event: str, record: ApiKey, by: str) -> None:
-        details = {
-            "tenant_id": record.tenant_id,
-            "subject_key_id": record.key_id,
-            "name": record.name,
-            "scopes": " ".join(sorted(record.scopes)),
-            "key_id": by or None,
-        }
-        self._audit.write(pipe, record.tenant_id, self._audit.entry(event, details))
-
-    async def authenticate(self, api_key: str) -> ApiKey | None:
-        """The record of a key that may be used now; None when it is unknown or revoked."""
-        hashed = credentials.hash_api_key(api_key)
-        key_id = await self._redis.hget(self._keys.api_key_by_hash(), hashed)
-        if key_id is None:
-            return None
-        record = await self.get_key(key_id.decode())
-        return record if record and record.revoked_at_ms is None else None
+        how: Callable[[Tenant], Tenant],
+        action: str,
+        by: str,
+        noted: Mapping[str, AuditValue],
+    ) -> Tenant | None:
+        details = {**noted, "tenant_id": tenant_id, "key_id": by or None}
+        entry = self._audit.entry(f"organization_{action}", details)
+        return await accounts.change(
+            self._connection,
+            Tenant,
+            self._keys.tenants(),
+            tenant_id,
+            how,
+            lambda _: (tenant_id, entry),
+        )
 
     async def usage(self, tenant_id: str) -> dict[str, int]:
         """Tokens metered so far, by kind of operation."""
@@ -156,6 +133,8 @@ class Tenants:
 
 def _with(tenant: Tenant, changes: Mapping[str, Any]) -> Tenant:
     """The tenant with some of its fields changed, checked against their annotations."""
+    if tenant.deleted_at_ms is not None:
+        raise NotFound(f"tenant {tenant.tenant_id!r} does not exist")
     unknown = sorted(changes.keys() - _CHANGEABLE)
     if unknown:
         raise UserError(

@@ -20,12 +20,13 @@ from cyclora_core.partials import PartialToken
 from cyclora_core.records import FUTURE_KEPT_S, Future, FutureState
 from cyclora_core.samples import SampleBody, SampleResult
 from cyclora_server import validate_sample
-from cyclora_server.auth import Identity
+from cyclora_server.auth import Identity, held
 from cyclora_server.body import offload
 from cyclora_server.inference.errors import RefusedField, failure
 from cyclora_server.inference.models import Source, check_served
 from cyclora_server.inference.prompts import Prompt
 from cyclora_server.inference.requests import Request
+from cyclora_server.key_watch import Hold
 from cyclora_server.services import Services
 from cyclora_server.submission import Draft, Target, derived_seed, submit
 from cyclora_server.wire import bodies
@@ -125,9 +126,11 @@ class Samples:
             ClientDisconnect: nobody waits for them any more.
             UserError, FailedSample: a sample failed.
             Unavailable: they took longer than is waited for, or the server stops.
+            Unauthorized, Forbidden: the key may not be used any more.
         """
         try:
-            return [await self._result(request_id, http) for request_id in self._request_ids]
+            async with held(self._services, self._identity):
+                return [await self._result(request_id, http) for request_id in self._request_ids]
         finally:
             self.let_go()
 
@@ -149,11 +152,20 @@ class Samples:
         after a while of silence.
 
         Raises:
-            UserError, FailedSample, Unavailable: as ``results`` does.
+            UserError, FailedSample, Unavailable, Unauthorized, Forbidden: as ``results`` does.
         """
+        identity = self._identity
+        with self._services.key_watch.holding(
+            identity.key.key_id, is_token=identity.is_token
+        ) as hold:
+            async with aclosing(self._news(hold)) as news:
+                async for each in news:
+                    yield each
+
+    async def _news(self, hold: Hold) -> AsyncGenerator[News, None]:
         queue: asyncio.Queue[News | Exception] = asyncio.Queue(_MAX_QUEUED)
         tasks = [
-            asyncio.create_task(self._feed(number, request_id, queue))
+            asyncio.create_task(self._feed(number, request_id, queue, hold))
             for number, request_id in enumerate(self._request_ids)
         ]
         num_open = len(tasks)
@@ -174,21 +186,22 @@ class Samples:
             self.let_go()
 
     async def _feed(
-        self, number: int, request_id: str, queue: asyncio.Queue[News | Exception]
+        self, number: int, request_id: str, queue: asyncio.Queue[News | Exception], hold: Hold
     ) -> None:
         try:
-            async with aclosing(self._follow(number, request_id)) as followed:
+            async with aclosing(self._follow(number, request_id, hold)) as followed:
                 async for news in followed:
                     await queue.put(news)
         except Exception as error:  # noqa: BLE001 - raised again by whoever reads the queue
             await queue.put(error)
 
-    async def _follow(self, number: int, request_id: str) -> AsyncGenerator[News, None]:
+    async def _follow(self, number: int, request_id: str, hold: Hold) -> AsyncGenerator[News, None]:
         num_seen = 0
         while True:
-            progress = await self._services.hub.wait_progress(
-                request_id, num_seen, _LOOK_INTERVAL_S
-            )
+            async with hold.waiting():
+                progress = await self._services.hub.wait_progress(
+                    request_id, num_seen, _LOOK_INTERVAL_S
+                )
             if progress.tokens:
                 num_seen += len(progress.tokens)
                 yield News(number, progress.tokens)

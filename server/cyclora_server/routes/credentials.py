@@ -46,5 +46,5 @@ async def apikey_me(identity: IdentityDep, services: ServicesDep) -> Json:
 @router.delete("/apikey/me", summary="Revoke the API key that was sent")
 async def revoke_own_key(identity: IdentityDep, services: ServicesDep) -> Json:
     key_id = identity.key.key_id
-    await services.store.tenants.revoke_key(key_id, key_id)
+    await services.store.api_keys.revoke(key_id, key_id)
     return {}

@@ -2,7 +2,8 @@
 
 Clients fetch the files with bare GETs, so the URL is the right to read. It names a revision: what
 replaces the checkpoint later is not what was signed. Once the checkpoint is deleted or has expired,
-so have its URLs; those that another tenant got end when it is taken back.
+so have its URLs; those that another tenant got end when it is taken back, and all that a key asked
+for end with the key.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from cyclora_core.storage import StoredFile
 from cyclora_server import access
 from cyclora_server.archive import archive, num_archive_bytes
 from cyclora_server.auth import Identity, IdentityDep, needs_key
+from cyclora_server.held_response import HeldResponse
 from cyclora_server.routes.checkpoints import ONE_CHECKPOINT, checkpoint_path
 from cyclora_server.services import Json, Services, ServicesDep
 from cyclora_server.signed_urls import check_signed, signed_url, url_expiry
@@ -70,7 +72,9 @@ async def external_weights_urls(
     folder = f"{_PREFIX}/files/{_signed_part(identity, checkpoint)}"
     return {
         "urls": {
-            each.name: await signed_url(request, services, f"{folder}/{each.name}", expires_at_ms)
+            each.name: await signed_url(
+                request, services, identity, f"{folder}/{each.name}", expires_at_ms
+            )
             for each in files
         },
         "expires": as_datetime(expires_at_ms).isoformat(),
@@ -97,7 +101,7 @@ async def get_archive(
     expires_at_ms = url_expiry(services)
     tar = f"{_PREFIX}/archives/{_signed_part(identity, checkpoint)}"
     headers = {
-        "Location": await signed_url(request, services, tar, expires_at_ms),
+        "Location": await signed_url(request, services, identity, tar, expires_at_ms),
         "Expires": formatdate(expires_at_ms / 1000, usegmt=True),
     }
     return Response(status_code=302, headers=headers)
@@ -120,19 +124,20 @@ async def get_file(
 ) -> Response:
     path = checkpoint_path(run, kind, name)
     part = f"{right}/{run}/{path.checkpoint_id}/{revision}"
-    await check_signed(request, services, f"{_PREFIX}/files/{part}/{file}")
+    key_id = await check_signed(request, services, f"{_PREFIX}/files/{part}/{file}")
     checkpoint = await _signed_checkpoint(services, right, path, revision)
     for stored in await _files(services, checkpoint):
         if stored.name == file:
             # FileResponse would answer for a file deleted right now as if that were our fault.
             found = await asyncio.to_thread(_stat, stored, path)
-            return FileResponse(
+            response = FileResponse(
                 stored.path,
                 headers=_HEADERS,
                 media_type=_MEDIA_TYPE,
                 filename=stored.name,
                 stat_result=found,
             )
+            return HeldResponse(response, services.key_watch, key_id)
     raise NotFound(f"checkpoint {str(path)!r} has no file {file[:140]!r}")
 
 
@@ -152,10 +157,10 @@ async def get_tar(
 ) -> Response:
     path = checkpoint_path(run, kind, name)
     part = f"{right}/{run}/{path.checkpoint_id}/{revision}"
-    await check_signed(request, services, f"{_PREFIX}/archives/{part}")
+    key_id = await check_signed(request, services, f"{_PREFIX}/archives/{part}")
     checkpoint = await _signed_checkpoint(services, right, path, revision)
     files = await _adapter_files(services, checkpoint)
-    return StreamingResponse(
+    response = StreamingResponse(
         archive(files, checkpoint.created_at_ms // 1000),
         media_type=_TAR,
         headers={
@@ -164,6 +169,7 @@ async def get_tar(
             "Content-Disposition": f'attachment; filename="{name}.tar"',
         },
     )
+    return HeldResponse(response, services.key_watch, key_id)
 
 
 def _signed_part(identity: Identity, checkpoint: Checkpoint) -> str:

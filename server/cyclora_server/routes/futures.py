@@ -16,7 +16,7 @@ from cyclora_core.errors import Gone, NotFound, Overloaded
 from cyclora_core.records import Completion, Future, FutureState
 from cyclora_core.types import QueueState
 from cyclora_server import access, problems
-from cyclora_server.auth import Identity, IdentityDep, needs_key
+from cyclora_server.auth import Identity, IdentityDep, held, needs_key
 from cyclora_server.body import documented, json_body, offload
 from cyclora_server.services import Json, Services, ServicesDep
 from cyclora_server.submission import HOW_LONG_KEPT
@@ -69,7 +69,9 @@ async def retrieve_future(
     accept: Annotated[str, Header()] = "",
 ) -> Response:
     request_id = body.request_id
-    future = await services.hub.wait(request_id, identity.tenant_id, services.settings.poll_hold_s)
+    hold_s = services.settings.poll_hold_s
+    async with held(services, identity):
+        future = await services.hub.wait(request_id, identity.tenant_id, hold_s)
     if future is None:
         raise await _missing(services, identity, request_id)
     if future.state is FutureState.PENDING:
@@ -149,9 +151,10 @@ async def retrieve_futures(
     hold_s = services.settings.poll_hold_s
     if body.timeout is not None:
         hold_s = min(max(body.timeout, 0.0), hold_s)
-    completions = await services.hub.wait_completions(
-        session_id, body.target.cloned_sampler_id, body.prev_cursor, hold_s
-    )
+    async with held(services, identity):
+        completions = await services.hub.wait_completions(
+            session_id, body.target.cloned_sampler_id, body.prev_cursor, hold_s
+        )
     cursor = max((each.cursor for each in completions), default=body.prev_cursor)
     return {"completions": [_completion(each) for each in completions], "cursor": cursor}
 

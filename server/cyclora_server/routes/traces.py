@@ -36,7 +36,7 @@ async def export_trace(
 ) -> Json:
     await access.owned_session(services, identity.tenant_id, session_id)
     # Made when it is fetched: that takes no longer than to look whether it is ready.
-    url = await signed_url(request, services, _path(session_id), url_expiry(services))
+    url = await signed_url(request, services, identity, _path(session_id), url_expiry(services))
     return {"status": "ready", "url": url}
 
 

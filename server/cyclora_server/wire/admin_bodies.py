@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, AwareDatetime, ConfigDict, Field, model_validator
 
 from cyclora_core.accounts import TENANT_SCOPES, Scope
 from cyclora_server.wire.reading import Body
+
+MAX_LIFETIME_S = 10 * 366 * 24 * 3600
+"""Of an API key that is to end: longer than anybody plans."""
 
 
 class AdminBody(Body):
@@ -57,3 +60,18 @@ class NewKey(AdminBody):
     tenant_id: str
     name: Name = ""
     scopes: frozenset[Scope] = Field(default=TENANT_SCOPES, min_length=1)
+    project_id: str | None = None
+    expires_at: AwareDatetime | None = None
+    lifetime_s: int | None = Field(default=None, ge=1, le=MAX_LIFETIME_S)
+
+    @model_validator(mode="after")
+    def _ends_once(self) -> Self:
+        if self.expires_at is not None and self.lifetime_s is not None:
+            raise ValueError("expires_at and lifetime_s were both sent; a key ends once")
+        return self
+
+    def expires_at_ms(self, now_ms: int) -> int | None:
+        """When the key ends, in ms since the epoch; None if it does not."""
+        if self.lifetime_s is not None:
+            return now_ms + self.lifetime_s * 1000
+        return None if self.expires_at is None else round(self.expires_at.timestamp() * 1000)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from cyclora_core.accounts import TENANT_SCOPES, ApiKey, AuditEntry, Scope, Tenant
+from cyclora_core.accounts import TENANT_SCOPES, ApiKey, AuditEntry, KeyHolder, Scope, Tenant
 from cyclora_core.errors import NotFound
 from cyclora_core.store.metering import Metered, StoredHour
 from cyclora_core.store.traces import TracedOperation
@@ -16,11 +17,6 @@ from server.doubles.builders import ADMIN_KEY, KEY, STRANGER, STRANGER_KEY, TENA
 class Tenants:
     def __init__(self) -> None:
         self.tenants = {name: Tenant(name, name.upper(), 1000) for name in (TENANT, STRANGER)}
-        self.keys = {
-            KEY: ApiKey("key-a", TENANT, "laptop", TENANT_SCOPES, 1000),
-            STRANGER_KEY: ApiKey("key-b", STRANGER, "", TENANT_SCOPES, 1000),
-            ADMIN_KEY: ApiKey("key-admin", TENANT, "", frozenset({Scope.ADMIN}), 1000),
-        }
 
     async def create(self, name: str, by: str = "") -> Tenant:
         assert by
@@ -32,7 +28,7 @@ class Tenants:
         return self.tenants.get(tenant_id)
 
     async def list(self) -> list[Tenant]:
-        return list(self.tenants.values())
+        return [each for each in self.tenants.values() if each.deleted_at_ms is None]
 
     async def update(self, tenant_id: str, by: str = "", /, **changes: Any) -> Tenant:
         assert by
@@ -41,32 +37,83 @@ class Tenants:
         self.tenants[tenant_id] = dataclasses.replace(self.tenants[tenant_id], **changes)
         return self.tenants[tenant_id]
 
-    async def create_key(
-        self, tenant_id: str, name: str, scopes: frozenset[Scope], by: str
-    ) -> tuple[str, ApiKey]:
+    def change(self, tenant_id: str, **changes: Any) -> None:
+        self.tenants[tenant_id] = dataclasses.replace(self.tenants[tenant_id], **changes)
+
+    async def delete(self, tenant_id: str, by: str) -> Tenant | None:
         assert by
         if tenant_id not in self.tenants:
+            return None
+        changes = {"is_enabled": False, "disabled_reason": "it was deleted", "deleted_at_ms": 2000}
+        self.tenants[tenant_id] = dataclasses.replace(self.tenants[tenant_id], **changes)
+        return self.tenants[tenant_id]
+
+    async def unpurged(self) -> builtins.list[Tenant]:
+        deleted = [each for each in self.tenants.values() if each.deleted_at_ms is not None]
+        return [each for each in deleted if not each.is_purged]
+
+    async def purged(self, tenant_id: str) -> None:
+        self.tenants[tenant_id] = dataclasses.replace(self.tenants[tenant_id], is_purged=True)
+
+
+class ApiKeys:
+    def __init__(self, tenants: Tenants) -> None:
+        self._tenants = tenants
+        self.uses: list[str] = []
+        self.last_used_at_ms: int | None = None
+        self.keys = {
+            KEY: ApiKey("key-a", TENANT, "laptop", TENANT_SCOPES, 1000),
+            STRANGER_KEY: ApiKey("key-b", STRANGER, "", TENANT_SCOPES, 1000),
+            ADMIN_KEY: ApiKey("key-admin", TENANT, "", frozenset({Scope.ADMIN}), 1000),
+        }
+
+    def change(self, secret: str, **changes: Any) -> None:
+        self.keys[secret] = dataclasses.replace(self.keys[secret], **changes)
+
+    async def create(
+        self,
+        tenant_id: str,
+        name: str,
+        scopes: frozenset[Scope],
+        by: str,
+        *,
+        project_id: str | None = None,
+        expires_at_ms: int | None = None,
+    ) -> tuple[str, ApiKey]:
+        assert by
+        if tenant_id not in self._tenants.tenants:
             raise NotFound(f"tenant {tenant_id!r} does not exist")
-        secret = f"tml-{len(self.keys)}"
-        self.keys[secret] = ApiKey(f"key-{len(self.keys)}", tenant_id, name, scopes, 1000)
+        secret, key_id = f"tml-{len(self.keys)}", f"key-{len(self.keys)}"
+        self.keys[secret] = ApiKey(key_id, tenant_id, name, scopes, 1000, project_id, expires_at_ms)
         return secret, self.keys[secret]
 
-    async def list_keys(self, tenant_id: str | None) -> list[ApiKey]:
-        return [key for key in self.keys.values() if tenant_id in (None, key.tenant_id)]
+    async def list(self, tenant_id: str | None) -> builtins.list[KeyHolder]:
+        return [self._holder(k) for k in self.keys.values() if tenant_id in (None, k.tenant_id)]
 
-    async def get_key(self, key_id: str) -> ApiKey | None:
-        return next((key for key in self.keys.values() if key.key_id == key_id), None)
+    async def get(self, key_id: str) -> KeyHolder | None:
+        found = await self.find([key_id])
+        return found[0] if found else None
 
-    async def revoke_key(self, key_id: str, by: str = "") -> bool:
+    async def find(self, key_ids: Sequence[str]) -> builtins.list[KeyHolder]:
+        return [self._holder(key) for key in self.keys.values() if key.key_id in key_ids]
+
+    async def of_secret(self, api_key: str) -> KeyHolder | None:
+        key = self.keys.get(api_key)
+        return self._holder(key) if key else None
+
+    async def note_use(self, key_id: str) -> None:
+        self.uses.append(key_id)
+
+    async def revoke(self, key_id: str, by: str) -> ApiKey | None:
+        assert by
         for secret, key in self.keys.items():
             if key.key_id == key_id:
-                self.keys[secret] = dataclasses.replace(key, revoked_at_ms=2000)
-                return True
-        return False
+                self.change(secret, revoked_at_ms=2000)
+                return key
+        return None
 
-    async def authenticate(self, api_key: str) -> ApiKey | None:
-        key = self.keys.get(api_key)
-        return key if key and key.revoked_at_ms is None else None
+    def _holder(self, key: ApiKey) -> KeyHolder:
+        return KeyHolder(key, self._tenants.tenants[key.tenant_id], self.last_used_at_ms)
 
 
 class Audit:

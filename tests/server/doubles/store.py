@@ -7,7 +7,7 @@ atomicity are the real store's and are tested against a real Valkey.
 from __future__ import annotations
 
 from cyclora_core.records import Submission
-from server.doubles.accounts import Audit, Metering, Secrets, Tenants, Traces
+from server.doubles.accounts import ApiKeys, Audit, Metering, Secrets, Tenants, Traces
 from server.doubles.checkpoints import Checkpoints, Copies
 from server.doubles.fleet import BaseModels, Memory, Workers
 from server.doubles.models import Models
@@ -20,6 +20,7 @@ class StoreDouble:
 
     def __init__(self) -> None:
         self.tenants = Tenants()
+        self.api_keys = ApiKeys(self.tenants)
         self.audit = Audit()
         self.metering = Metering()
         self.traces = Traces()

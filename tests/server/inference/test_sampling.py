@@ -12,12 +12,13 @@ from starlette.requests import ClientDisconnect
 
 import cyclora_server.inference.sampling as sampling
 from cyclora_core.errors import Unavailable
+from cyclora_server.auth import Identity
 from cyclora_server.inference import models
 from cyclora_server.inference.prompts import Prompt
 from cyclora_server.inference.requests import CompletionRequest
 from cyclora_server.inference.sampling import Order, Samples
 from cyclora_server.services import Services
-from server.doubles.builders import KEY
+from server.doubles.builders import KEY, TENANT
 from server.doubles.store import StoreDouble
 from server.inference.builders import CHAT, tokens_of
 from server.inference.conftest import Submitted
@@ -34,7 +35,7 @@ class Client:
 
 
 async def submit(services: Services, store: StoreDouble, *texts: str) -> Samples:
-    identity: Any = await store.tenants.authenticate(KEY)  # has the one field that is asked for
+    identity = Identity(TENANT, store.api_keys.keys[KEY])
     source = await models.find(services, identity, CHAT.name)
     prompts = [Prompt(tokens_of(text), text) for text in texts]
     request = CompletionRequest(model=CHAT.name, prompt=list(texts), max_tokens=4)

@@ -93,3 +93,39 @@ async def test_workers_and_base_models_are_shown(admin: httpx.AsyncClient) -> No
 
     assert [(each["worker_id"], each["is_alive"]) for each in workers] == [("worker-1", True)]
     assert [each["name"] for each in base_models] == [BASE.name]
+
+
+async def test_a_key_ends_when_it_was_said_to(admin: httpx.AsyncClient) -> None:
+    sent = {"tenant_id": STRANGER, "expires_at": "2099-01-31T18:00:00+00:00"}
+    at = (await admin.post("/admin/v1/keys", json=sent)).json()
+    sent = {"tenant_id": STRANGER, "lifetime_s": 3600, "project_id": "alpha"}
+    after = (await admin.post("/admin/v1/keys", json=sent)).json()
+
+    listed = (await admin.get("/admin/v1/keys")).json()["keys"]
+    found = {key["key_id"]: key for key in listed}
+
+    assert found[at["key_id"]]["expires_at"] == at["expires_at"] == "2099-01-31T18:00:00+00:00"
+    assert after["expires_at"] is not None
+    assert after["project_id"] == "alpha"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"expires_at": "2099-01-31T18:00:00"}, "timezone"),
+        ({"expires_at": "2099-01-31T18:00:00Z", "lifetime_s": 5}, "ends once"),
+        ({"lifetime_s": 0}, "lifetime_s"),
+        ({"scopes": []}, "scopes"),
+        ({"scopes": ["root"]}, "scopes"),
+        ({"name": "a\nb"}, "printable"),
+        ({"project_id": "../x"}, "project"),
+        ({"expiry": "never"}, "expiry"),
+    ],
+)
+async def test_a_key_that_is_not_understood_is_refused(
+    admin: httpx.AsyncClient, changes: dict[str, object], reason: str
+) -> None:
+    answer = await admin.post("/admin/v1/keys", json={"tenant_id": STRANGER, **changes})
+
+    assert answer.status_code in (400, 422)
+    assert reason in answer.json()["detail"]

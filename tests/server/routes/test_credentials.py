@@ -63,7 +63,7 @@ async def test_an_expired_token_is_refused_so_that_the_sdk_gets_another(
 
 async def test_a_token_ends_with_its_key(client: httpx.AsyncClient, store: StoreDouble) -> None:
     token = await exchange(client)
-    await store.tenants.revoke_key("key-a")
+    await store.api_keys.revoke("key-a", "key-admin")
 
     assert 'error="invalid_token"' in await refused(client, token)
 
@@ -112,4 +112,4 @@ async def test_a_key_can_end_itself_and_no_other(
     assert (await client.delete("/api/v1/auth/apikey/me")).status_code == 200
 
     assert (await client.get("/api/v1/auth/apikey/me")).status_code == 401
-    assert [key.key_id for key in store.tenants.keys.values() if key.revoked_at_ms] == ["key-a"]
+    assert [key.key_id for key in store.api_keys.keys.values() if key.revoked_at_ms] == ["key-a"]

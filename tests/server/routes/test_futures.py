@@ -138,7 +138,7 @@ async def test_a_strangers_poll_finds_nothing_and_destroys_nothing(
     assert store.futures.records == before
 
 
-@pytest.mark.parametrize("part", ["tenants.authenticate", "futures.get", "workers.list"])
+@pytest.mark.parametrize("part", ["api_keys.of_secret", "futures.get", "workers.list"])
 @pytest.mark.parametrize(
     ("error", "complaint"),
     [

@@ -7,10 +7,10 @@ from typing import Any
 from fastapi import APIRouter
 
 from cyclora_core.clock import as_datetime
-from cyclora_server.auth import needs_admin
+from cyclora_server.auth import needs_key
 from cyclora_server.services import Json, ServicesDep
 
-router = APIRouter(prefix="/admin/v1", tags=["administration"], dependencies=needs_admin)
+router = APIRouter(prefix="/admin/v1", tags=["administration"], dependencies=needs_key)
 
 
 @router.get("/workers", summary="Workers and the cycles they execute")

@@ -9,12 +9,12 @@ from fastapi import APIRouter, Depends
 from cyclora_core.accounts import Tenant
 from cyclora_core.clock import as_datetime
 from cyclora_core.errors import NotFound
-from cyclora_server.auth import IdentityDep, needs_admin
+from cyclora_server.auth import IdentityDep, needs_key
 from cyclora_server.body import documented, json_body
 from cyclora_server.services import Json, ServicesDep
 from cyclora_server.wire import admin_bodies
 
-router = APIRouter(prefix="/admin/v1/tenants", tags=["administration"], dependencies=needs_admin)
+router = APIRouter(prefix="/admin/v1/tenants", tags=["administration"], dependencies=needs_key)
 
 
 @router.post("", summary="Create a tenant", openapi_extra=documented(admin_bodies.NewTenant))
