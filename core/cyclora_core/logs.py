@@ -1,12 +1,46 @@
-"""Structured logs: one canonical line per request and per cycle, as JSON or for a terminal."""
+"""Structured logs: one canonical line per request and per cycle, as JSON or for a terminal.
+
+Lines say whom and what they are about under the same names everywhere: ``tenant_id``, ``model_id``,
+``request_id``, ``cycle_id``, ``worker_id``. Never what anybody sent: no tokens, no texts, no keys.
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import structlog
+
+_names: ContextVar[dict[str, str] | None] = ContextVar("names_in_log", default=None)
+
+
+@contextmanager
+def named_in_log() -> Generator[dict[str, str]]:
+    """Collect what ``name_in_log`` says meanwhile, for all lines and for the canonical one.
+
+    Names that were given outside do not count inside, nor those from inside outside.
+    """
+    names: dict[str, str] = {}
+    before = structlog.contextvars.get_contextvars()
+    token = _names.set(names)
+    try:
+        yield names
+    finally:
+        _names.reset(token)
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(**before)
+
+
+def name_in_log(**names: str) -> None:
+    """Have the lines from here on say whom and what they are about; ids that are known to exist."""
+    structlog.contextvars.bind_contextvars(**names)
+    collected = _names.get()
+    if collected is not None:
+        collected.update(names)
 
 
 def configure_logs(process: str, *, level: str = "INFO", as_json: bool = True) -> None:

@@ -18,6 +18,7 @@ from fastapi import FastAPI
 
 from cyclora_core.clock import SystemClock
 from cyclora_core.logs import configure_logs
+from cyclora_core.metrics_endpoint import metrics_served
 from cyclora_core.storage import Storage
 from cyclora_core.store import Store
 from cyclora_server.app import create_app
@@ -111,7 +112,11 @@ async def serve(settings: Settings) -> None:
     )
     try:
         app = create_app(settings, store, Storage(Path(settings.storage_url)), clock)
-        await _listen(app, settings)
+        services: Services = app.state.services
+        registry = services.metrics.instruments.registry
+        host, port = settings.metrics_host, settings.metrics_port
+        with metrics_served(host, port, registry, services.health):
+            await _listen(app, settings)
     finally:
         await store.close()
 
@@ -132,7 +137,9 @@ async def _listen(app: FastAPI, settings: Settings) -> None:
     # Without it the body of every answer waits 40 ms for the client's delayed acknowledgement.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with listener:
-        server = _Server(config, app.state.services, settings.ready_file)
+        services: Services = app.state.services
+        server = _Server(config, services, settings.ready_file)
+        services.metrics.num_connections = lambda: len(server.server_state.connections)
         await server.serve(sockets=[listener])
 
 

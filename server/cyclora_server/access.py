@@ -12,6 +12,7 @@ from cyclora_core import ids
 from cyclora_core.custom_loss import CustomLoss
 from cyclora_core.errors import Gone, NotFound, Unavailable
 from cyclora_core.ids import CheckpointPath
+from cyclora_core.logs import name_in_log
 from cyclora_core.records import Checkpoint, SamplingSession, Session
 from cyclora_core.store.checkpoints import CheckpointFiles
 from cyclora_core.types import BaseModelInfo, ModelRecord
@@ -44,6 +45,7 @@ async def owned_model(services: Services, tenant_id: str, model_id: str) -> Mode
     model = await services.store.models.get(model_id) if ids.is_model_id(model_id) else None
     if model is None or model.tenant_id != tenant_id:
         raise NotFound(no_model(model_id))
+    name_in_log(model_id=model_id)
     return model
 
 

@@ -13,6 +13,7 @@ from fastapi_offline import FastAPIOffline
 import cyclora_core
 from cyclora_core.clock import Clock
 from cyclora_core.disk import free_bytes
+from cyclora_core.health import Health
 from cyclora_server import problems
 from cyclora_server.background import Background
 from cyclora_server.boundary import Boundary
@@ -21,6 +22,7 @@ from cyclora_server.futures import FuturesHub
 from cyclora_server.inference.tokenizer import Tokenizers
 from cyclora_server.intake import BodyMemory
 from cyclora_server.key_watch import KeyWatch
+from cyclora_server.metrics import ServerMetrics
 from cyclora_server.ports import StoragePort, StorePort
 from cyclora_server.routes import (
     adapters,
@@ -33,6 +35,7 @@ from cyclora_server.routes import (
     custom_losses,
     downloads,
     futures,
+    health,
     inference,
     runs,
     sampling,
@@ -82,11 +85,17 @@ _TAGS = [
 
 def create_app(settings: Settings, store: StorePort, storage: StoragePort, clock: Clock) -> FastAPI:
     """Build the application; it opens and closes nothing that it was given."""
-    hub = FuturesHub(store.futures)
+    metrics = ServerMetrics(settings.max_metric_tenants)
+    condition = Health(clock, metrics.instruments)
+    hub = FuturesHub(store.futures, metrics.woken)
     folder = Path(settings.storage_url)
     background = Background()
-    capacity = Capacity(settings, store.memory, lambda: free_bytes(folder))
     key_watch = KeyWatch(store.api_keys, clock)
+    capacity = Capacity(settings, store.memory, lambda: free_bytes(folder), clock)
+    metrics.watch(hub, capacity)
+    condition.ready_if("store", lambda: capacity.is_fresh)
+    condition.ready_if("announcements", lambda: hub.is_subscribed)
+    condition.ready_if("open", lambda: not hub.is_closing)
     services = Services(
         settings,
         store,
@@ -98,6 +107,8 @@ def create_app(settings: Settings, store: StorePort, storage: StoragePort, clock
         background,
         BodyMemory(settings.max_bodies_bytes),
         key_watch,
+        metrics,
+        condition,
     )
 
     @asynccontextmanager
@@ -108,10 +119,13 @@ def create_app(settings: Settings, store: StorePort, storage: StoragePort, clock
             asyncio.create_task(key_watch.run(), name="key watch"),
             asyncio.create_task(capacity.run(), name="capacity"),
             asyncio.create_task(Sweeper(services).run(), name="sweeper"),
+            asyncio.create_task(condition.keep_beating(), name="heartbeat"),
         ]
+        condition.is_serving = True
         try:
             yield
         finally:
+            condition.is_serving = False
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -129,6 +143,7 @@ def create_app(settings: Settings, store: StorePort, storage: StoragePort, clock
     )
     app.state.services = services
     for router in (
+        health.router,
         service.public_router,
         service.router,
         credentials.router,
@@ -154,5 +169,5 @@ def create_app(settings: Settings, store: StorePort, storage: StoragePort, clock
     ):
         app.include_router(router)
     problems.install(app)
-    app.add_middleware(Boundary, clock=clock)
+    app.add_middleware(Boundary, clock=clock, metrics=metrics)
     return app

@@ -12,6 +12,7 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 
 from cyclora_core.accounts import ApiKey, KeyHolder
 from cyclora_core.errors import Unauthorized
+from cyclora_core.logs import name_in_log
 from cyclora_core.store.api_keys import USE_NOTED_S
 from cyclora_server import scopes, tokens
 from cyclora_server.key_watch import Hold, why_not
@@ -58,7 +59,7 @@ async def authenticate(request: Request, services: ServicesDep) -> Identity:
         raise error
     assert holder is not None, "else there would be an error"
     key = holder.key
-    request.state.tenant_id = key.tenant_id
+    name_in_log(tenant_id=key.tenant_id)
     _note_use(services, holder, now_ms)
     rule = scopes.rule_of(request.method, request.scope["route"].path)
     scopes.check(rule, key.scopes, key.project_id)

@@ -19,6 +19,7 @@ from typing import Any
 
 import structlog
 
+from cyclora_core.clock import Clock, SystemClock
 from cyclora_core.errors import Overloaded
 from cyclora_core.store.memory import MemoryReading
 from cyclora_server import problems
@@ -27,10 +28,21 @@ from cyclora_server.settings import Settings
 
 _MEASURE_INTERVAL_S = 1.0
 
+_FRESH_S = 5.0
+"""Readings older than this say that store or disk do not answer."""
+
 _BYTES_PER_REQUEST = 4096
 """What the store keeps of a request besides its body: future, log entry, keys."""
 
 _log = structlog.get_logger()
+
+
+class StoreMemoryLow(Overloaded):
+    """The store has memory left only to finish what it accepted."""
+
+
+class DiskLow(Overloaded):
+    """The disk of checkpoints has little space left."""
 
 
 class Resource(StrEnum):
@@ -38,6 +50,9 @@ class Resource(StrEnum):
 
     STORE_MEMORY = "store memory"
     DISK = "disk"
+
+
+_REFUSALS = {Resource.STORE_MEMORY: StoreMemoryLow, Resource.DISK: DiskLow}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +117,15 @@ class Capacity:
     """
 
     def __init__(
-        self, settings: Settings, memory: MemoryPort, free_disk_bytes: Callable[[], int]
+        self,
+        settings: Settings,
+        memory: MemoryPort,
+        free_disk_bytes: Callable[[], int],
+        clock: Clock | None = None,
     ) -> None:
         self._settings = settings
+        self._clock = clock or SystemClock()
+        self._measured_mono_s: float | None = None
         self._store_memory = memory
         self._measure_disk = free_disk_bytes
         self._measuring = asyncio.Lock()
@@ -132,6 +153,7 @@ class Capacity:
                 problems.report_fault(error)
                 return
             self._memory, self._free_disk_bytes = memory, free_disk_bytes
+            self._measured_mono_s = self._clock.mono_s()
             self._stored_bytes -= counted_bytes
             self._tell(find_shortage(memory, free_disk_bytes, self._settings))
 
@@ -162,6 +184,27 @@ class Capacity:
             self._storing_bytes -= num_bytes
             self._stored_bytes += num_bytes
 
+    @property
+    def memory(self) -> MemoryReading | None:
+        """The store's memory as last measured."""
+        return self._memory
+
+    @property
+    def free_disk_bytes(self) -> int:
+        """As last measured."""
+        return self._free_disk_bytes
+
+    @property
+    def shortage(self) -> Shortage | None:
+        """What was low when it was last measured."""
+        return self._known
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether store and disk have answered lately."""
+        measured_s = self._measured_mono_s
+        return measured_s is not None and self._clock.mono_s() - measured_s <= _FRESH_S
+
     def describe(self) -> dict[str, Any]:
         """What administrators see."""
         memory = self._memory
@@ -182,7 +225,7 @@ class Capacity:
             self._memory, self._free_disk_bytes, self._settings, new_bytes, is_awaited=is_awaited
         )
         if shortage is not None:
-            raise Overloaded(shortage.message)
+            raise _REFUSALS[shortage.resource](shortage.message)
 
     def _tell(self, shortage: Shortage | None) -> None:
         before = self._known.resource if self._known else None

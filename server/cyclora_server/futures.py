@@ -8,7 +8,7 @@ held to the end for nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from cyclora_core.partials import Progress
@@ -22,12 +22,27 @@ CLONE_STRIDE = 1_000_000_000
 _RESUBSCRIBE_PAUSE_S = 0.5
 
 
+class _Bell(asyncio.Event):
+    """What one poll waits for."""
+
+    announced_s = 0.0
+    """When it was last rung for its own future, by the event loop's clock; 0 if never."""
+
+
 class FuturesHub:
     """Local waiters for futures that other processes settle."""
 
-    def __init__(self, futures: FuturesPort) -> None:
+    def __init__(self, futures: FuturesPort, woken: Callable[[float], None] | None = None) -> None:
+        """Start with nobody waiting.
+
+        Args:
+            futures: where they are.
+            woken: told, for each poll that got what it waited for, the seconds since the news came.
+        """
         self._futures = futures
-        self._bells: dict[str, set[asyncio.Event]] = {}
+        self._woken = woken
+        self._bells: dict[str, set[_Bell]] = {}
+        self._num_waiting = 0
         self._is_closing = False
 
     async def run(self) -> None:
@@ -61,6 +76,8 @@ class FuturesHub:
                 if future is None or future.tenant_id != tenant_id:
                     return None
                 if future.state is not FutureState.PENDING:
+                    if self._woken is not None and bell.announced_s:
+                        self._woken(asyncio.get_running_loop().time() - bell.announced_s)
                     return future
                 if not await self._rings(bell, deadline):
                     return future
@@ -94,7 +111,13 @@ class FuturesHub:
 
     @property
     def num_waiting(self) -> int:
-        return sum(len(bells) for bells in self._bells.values())
+        """Polls that are being held; may be asked for in any thread."""
+        return self._num_waiting
+
+    @property
+    def is_subscribed(self) -> bool:
+        """Whether announcements arrive."""
+        return self._futures.is_subscribed
 
     async def _rings(self, bell: asyncio.Event, deadline: float) -> bool:
         if self._is_closing:
@@ -107,13 +130,15 @@ class FuturesHub:
         return True
 
     @contextmanager
-    def _bell(self, name: str) -> Generator[asyncio.Event, None, None]:
+    def _bell(self, name: str) -> Generator[_Bell, None, None]:
         """A bell of one's own: a waiter that gives up takes nothing from the others."""
-        bell = asyncio.Event()
+        bell = _Bell()
         self._bells.setdefault(name, set()).add(bell)
+        self._num_waiting += 1
         try:
             yield bell
         finally:
+            self._num_waiting -= 1
             self._bells[name].discard(bell)
             if not self._bells[name]:
                 del self._bells[name]
@@ -126,8 +151,10 @@ class FuturesHub:
         owner_id, _, seq_id = request_id.rpartition(":")
         if seq_id.isdecimal():
             names.append(_group(owner_id, int(seq_id) // CLONE_STRIDE))
+        now_s = asyncio.get_running_loop().time()
         for name in names:
             for bell in self._bells.get(name, ()):
+                bell.announced_s = now_s
                 bell.set()
 
     def _ring_all(self) -> None:

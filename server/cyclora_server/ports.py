@@ -142,6 +142,9 @@ class OperationsPort(Protocol):
 class FuturesPort(Protocol):
     """Promises and how their end is announced."""
 
+    @property
+    def is_subscribed(self) -> bool: ...
+
     async def get(self, request_id: str, /) -> Future | None: ...
 
     async def progress(self, request_id: str, num_seen: int, /) -> Progress: ...

@@ -26,6 +26,7 @@ proxy's glitch and sends the request again.
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,6 +55,7 @@ from cyclora_server.intake import TooSlow
 _log = structlog.get_logger()
 
 _MAX_DETAIL_CHARS = 2000
+_CAPITAL = re.compile("(?<!^)(?=[A-Z])")
 
 
 class InvalidBody(UserError):
@@ -114,6 +116,23 @@ def problem_of(error: Exception) -> Problem:
     return Problem(500, report_fault(error))
 
 
+def reason_of(error: Exception) -> str:
+    """The kind of an error, for counting; as few as there are classes."""
+    if isinstance(error, RequestValidationError):
+        error = InvalidBody()
+    if isinstance(error, HTTPException):
+        return f"http_{error.status_code}"
+    if not isinstance(error, CycloraError):
+        return "internal_error"
+    return _CAPITAL.sub("_", type(error).__name__).lower()
+
+
+def note(request: Request, error: Exception) -> None:
+    """Have a request counted under what went wrong first."""
+    if not hasattr(request.state, "refusal"):
+        request.state.refusal = reason_of(error)
+
+
 def answer(error: Exception) -> JSONResponse:
     """The HTTP answer to any exception."""
     problem = problem_of(error)
@@ -155,7 +174,8 @@ def describe_violations(violations: Any) -> str:
 def install(app: FastAPI) -> None:
     """Route every expected error through ``answer``; the boundary catches the others."""
 
-    async def handle(_request: Request, error: Exception) -> JSONResponse:
+    async def handle(request: Request, error: Exception) -> JSONResponse:
+        note(request, error)
         return answer(error)
 
     for expected in (CycloraError, RequestValidationError, HTTPException):

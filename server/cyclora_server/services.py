@@ -8,12 +8,14 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from cyclora_core.clock import Clock
+from cyclora_core.health import Health
 from cyclora_server.background import Background
 from cyclora_server.capacity import Capacity
 from cyclora_server.futures import FuturesHub
 from cyclora_server.inference.tokenizer import Tokenizers
 from cyclora_server.intake import BodyMemory
 from cyclora_server.key_watch import KeyWatch
+from cyclora_server.metrics import ServerMetrics
 from cyclora_server.ports import StoragePort, StorePort
 from cyclora_server.settings import Settings
 
@@ -34,6 +36,8 @@ class Services:
     background: Background
     bodies: BodyMemory
     key_watch: KeyWatch
+    metrics: ServerMetrics
+    health: Health
 
 
 async def _services(request: Request) -> Services:

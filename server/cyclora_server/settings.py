@@ -185,6 +185,22 @@ class Settings(BaseSettings):
     Held polls are answered at once; a body still being received after this is cut off.
     """
 
+    metrics_host: str = "127.0.0.1"
+    """Address of the port for metrics and probes; ``0.0.0.0`` or ``::`` listens on all.
+
+    What is there names tenants and asks for no key: keep it from those who are not to see that.
+    """
+
+    metrics_port: int = Field(default=0, ge=0, le=65535)
+    """Port for ``/metrics`` (Prometheus), ``/healthz/live`` and ``/healthz/ready``; 0 opens none.
+
+    Processes of one machine need different ones.
+    """
+
+    max_metric_tenants: int = Field(default=100, ge=0)
+    """Tenants that get metrics of their own, those seen first; the others count together as
+    ``other``. Very many make Prometheus slow and large; 0 names none."""
+
     log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
     """Least severe log line that is written; one line per request is ``INFO``."""
 

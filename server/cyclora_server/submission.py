@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from cyclora_core import ids, payload
 from cyclora_core.errors import Gone, Overloaded, UserError
+from cyclora_core.logs import name_in_log
 from cyclora_core.operations import Body, OperationKind
 from cyclora_core.records import (
     ACKNOWLEDGED_KEPT_S,
@@ -152,7 +153,11 @@ async def submit(services: Services, submission: Submission) -> Json:
         Gone: the seq_id was used before and its future is no longer kept, or the session that
             the model would belong to has ended.
     """
+    name_in_log(request_id=submission.request_id)
+    started_mono_s = services.clock.mono_s()
     outcome = await _store(services, submission)
+    took_s = services.clock.mono_s() - started_mono_s
+    services.metrics.submitted(submission, outcome, took_s)
     used = f"seq_id {submission.seq_id} of {submission.owner_id} was used before"
     if outcome is SubmitOutcome.CONFLICT:
         raise UserError(

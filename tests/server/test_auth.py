@@ -13,6 +13,8 @@ from server.walk import methods_and_paths
 
 PUBLIC = {
     "/api/v1/healthz",
+    "/healthz/live",
+    "/healthz/ready",
     "/docs",
     "/docs/oauth2-redirect",
     "/openapi.json",

@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from structlog.testing import capture_logs
 
 from cyclora_core.clock import ManualClock
-from server.doubles.builders import KEY, TENANT
+from server.doubles.builders import KEY, MODEL, TENANT, model_record
 from server.doubles.store import StoreDouble
 
 
@@ -34,6 +34,33 @@ async def test_the_line_holds_the_route_and_not_the_path(client: httpx.AsyncClie
         await client.get("/api/v1/training_runs/some-run")
 
     assert logs[0]["route"] == "/api/v1/training_runs/{run}"
+
+
+async def test_the_line_names_the_model_and_the_request_that_it_is_about(
+    client: httpx.AsyncClient, store: StoreDouble
+) -> None:
+    store.models.records[MODEL] = model_record()
+    body = {"model_id": MODEL, "seq_id": 1, "adam_params": {"learning_rate": 0.1}}
+    with capture_logs() as logs:
+        promise = (await client.post("/api/v1/optim_step", json=body)).json()
+        await client.post("/api/v1/retrieve_future", json={"request_id": promise["request_id"]})
+        await client.get("/api/v1/sessions")
+
+    submitted, polled, listed = (line for line in logs if line["event"] == "request finished")
+    assert (submitted["model_id"], submitted["request_id"]) == (MODEL, promise["request_id"])
+    assert polled["request_id"] == promise["request_id"]
+    assert "request_id" not in listed
+    assert [each["tenant_id"] for each in (submitted, polled, listed)] == [TENANT] * 3
+
+
+async def test_an_id_that_is_none_of_the_tenant_is_not_logged(client: httpx.AsyncClient) -> None:
+    """It may be anything, a key put into the wrong place too."""
+    with capture_logs() as logs:
+        await client.post("/api/v1/retrieve_future", json={"request_id": "tml-secret"})
+        await client.post("/api/v1/get_info", json={"model_id": "tml-secret"})
+
+    assert len(logs) == 2
+    assert "tml-secret" not in str(logs)
 
 
 async def test_the_line_holds_the_duration(

@@ -174,6 +174,8 @@ SIGNED = {
 
 OF_NOBODY = {
     "GET /api/v1/healthz",
+    "GET /healthz/live",
+    "GET /healthz/ready",
     "POST /api/v1/client/config",
     "POST /api/v1/client/dynamic_config",
     "GET /api/v1/get_server_capabilities",

@@ -51,6 +51,8 @@ class Futures:
         self._redis = connection.client
         self._keys = connection.keys
         self._timeout_s = connection.timeout_s
+        self.is_subscribed = False
+        """Whether announcements arrive; for the one subscription that a process has."""
 
     async def get(self, request_id: str) -> Future | None:
         """The future as it stands; None when it is unknown or expired."""
@@ -102,6 +104,7 @@ class Futures:
             pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
             try:
                 await heeding_cancellation(pubsub.subscribe(self._keys.settled_channel()))
+                self.is_subscribed = True
                 yield ""
                 async with aclosing(self._messages(pubsub)) as messages:
                     async for request_id in messages:
@@ -109,6 +112,7 @@ class Futures:
             except (RedisConnectionError, RedisTimeoutError, OSError) as error:
                 _log.warning("announcements interrupted", cause=str(error))
             finally:
+                self.is_subscribed = False
                 await pubsub.aclose()
             await asyncio.sleep(_RECONNECT_PAUSE_S)
 

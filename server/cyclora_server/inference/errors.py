@@ -77,6 +77,7 @@ class InferenceRoute(APIRoute):
             except ClientDisconnect:
                 raise
             except Exception as error:  # noqa: BLE001 - the request boundary of this protocol
+                problems.note(request, error)
                 status, body, headers = describe(error)
                 return JSONResponse(body, status, headers)
 

@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 
 from cyclora_core import ids
 from cyclora_core.errors import Gone, NotFound, Overloaded
+from cyclora_core.logs import name_in_log
 from cyclora_core.records import Completion, Future, FutureState
 from cyclora_core.types import QueueState
 from cyclora_server import access, problems
@@ -44,6 +45,7 @@ class PollRoute(APIRoute):
                 raise
             except Exception as error:
                 problem = problems.problem_of(error)
+                problems.note(request, error)
                 if problem.status < 500:
                     raise
                 raise Overloaded(problem.detail) from error
@@ -74,6 +76,7 @@ async def retrieve_future(
         future = await services.hub.wait(request_id, identity.tenant_id, hold_s)
     if future is None:
         raise await _missing(services, identity, request_id)
+    name_in_log(request_id=request_id)
     if future.state is FutureState.PENDING:
         state, reason = await _queue_state(services, future)
         return problems.try_again(request_id, state, reason)

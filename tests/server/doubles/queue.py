@@ -31,6 +31,7 @@ class Futures:
         self.order: list[str] = []
         self.partials: dict[str, list[PartialToken]] = {}
         self._subscribers: list[asyncio.Queue[str]] = []
+        self.is_subscribed = False
 
     async def get(self, request_id: str) -> Future | None:
         return self.records.get(request_id)
@@ -48,6 +49,7 @@ class Futures:
     async def subscribe(self) -> AsyncGenerator[AsyncIterator[str], None]:
         queue: asyncio.Queue[str] = asyncio.Queue()
         self._subscribers.append(queue)
+        self.is_subscribed = True
         yield self._announcements(queue)
 
     async def _announcements(self, queue: asyncio.Queue[str]) -> AsyncIterator[str]:
