@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Self
 
@@ -113,6 +113,8 @@ class PlannedOperation:
     seq_id: int
     datum_range: DatumRange | None = None
     """Only for passes that are spread over several cycles."""
+    submitted_at_ms: int = field(default=0, compare=False)
+    """For measuring; 0 when it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,8 @@ class PlannedSample:
     tenant_id: str
     sampling_session_id: str
     seq_id: int
+    submitted_at_ms: int = field(default=0, compare=False)
+    """For measuring; 0 when it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,4 +193,5 @@ def _planned_operation(value: dict[str, Any]) -> PlannedOperation:
         OperationKind(value["kind"]),
         value["seq_id"],
         DatumRange(**part) if part else None,
+        value.get("submitted_at_ms", 0),
     )

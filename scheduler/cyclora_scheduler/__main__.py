@@ -10,9 +10,12 @@ import signal
 import structlog
 
 from cyclora_core.clock import SystemClock
+from cyclora_core.health import Health
 from cyclora_core.logs import configure_logs
+from cyclora_core.metrics_endpoint import metrics_served
 from cyclora_core.store import Store
 from cyclora_scheduler.loop import Scheduler
+from cyclora_scheduler.metrics import SchedulerMetrics
 from cyclora_scheduler.settings import SchedulerSettings
 
 _PATIENCE_S = 7 * 24 * 3600.0
@@ -23,6 +26,15 @@ _STOP_S = 10.0
 
 async def serve(settings: SchedulerSettings) -> None:
     """Schedule until SIGTERM or SIGINT."""
+    metrics = SchedulerMetrics()
+    health = Health(SystemClock(), metrics.instruments)
+    registry = metrics.instruments.registry
+    with metrics_served(settings.metrics_host, settings.metrics_port, registry, health):
+        await _serve(settings, metrics, health)
+
+
+async def _serve(settings: SchedulerSettings, metrics: SchedulerMetrics, health: Health) -> None:
+    beating = asyncio.create_task(health.keep_beating())
     store = await Store.open(
         settings.redis_url,
         settings.key_prefix,
@@ -37,9 +49,15 @@ async def serve(settings: SchedulerSettings) -> None:
         part = settings.ready_file.with_suffix(".part")
         part.write_text(json.dumps({"pid": os.getpid()}))
         part.replace(settings.ready_file)
+    scheduler = Scheduler(store, settings, SystemClock(), metrics=metrics)
+    # Leading or standing by: either way it takes part as long as it gets round.
+    health.ready_if("schedule", lambda: scheduler.is_moving)
+    health.is_serving = True
     try:
-        await _run(Scheduler(store, settings, SystemClock()), stopping)
+        await _run(scheduler, stopping)
     finally:
+        health.is_serving = False
+        beating.cancel()
         await store.close()
 
 

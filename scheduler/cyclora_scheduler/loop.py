@@ -13,12 +13,19 @@ from cyclora_core.clock import Clock
 from cyclora_core.store import Store
 from cyclora_core.types import Cycle
 from cyclora_core.waiting import Waiting, WorkerState
+from cyclora_scheduler.metrics import SchedulerMetrics
 from cyclora_scheduler.planner import Budget, Credits, Plan, plan_cycle
 from cyclora_scheduler.settings import SchedulerSettings
 
 _MAX_OPERATIONS_PER_MODEL = 256
 _MAX_SAMPLES_PER_TENANT = 256
 _GAP_CHECK_S = 1.0
+_MAX_TICK_S = 5.0
+"""Longer than one look at all workers takes when the store answers."""
+_MEASURE_S = 1.0
+"""A queue is measured at most this often: of a long one that costs a tenth of looking into it."""
+_QUEUE_CHECK_S = 5.0
+"""A queue that no free worker had looked into for so long is looked into to be measured."""
 
 _log = structlog.get_logger()
 
@@ -32,8 +39,13 @@ class Scheduler:
         settings: SchedulerSettings,
         clock: Clock,
         wait: Callable[[float], Awaitable[None]] | None = None,
+        metrics: SchedulerMetrics | None = None,
     ) -> None:
         self._store = store
+        self._metrics = metrics or SchedulerMetrics()
+        self._measured_s: dict[str, float] = {}
+        """When each base model's queue was last measured (mono)."""
+        self._ticked_s = clock.mono_s()
         self._settings = settings
         self._clock = clock
         self._wait = wait or store.cycles.wait_for_work
@@ -47,8 +59,15 @@ class Scheduler:
         self._is_leading = False
         self._has_waited = False
         self._next_gap_check_s = 0.0
+        self._next_queue_check_s = 0.0
         self._gaps: dict[str, tuple[int, float]] = {}
         """Of each model with a gap: the seq_id in front of it, and when we first saw it (mono)."""
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether the loop has come round lately; one that waits for the store has not."""
+        longest_s = self._settings.idle_wait_s + self._settings.leader_lease_s
+        return self._clock.mono_s() - self._ticked_s <= longest_s + _MAX_TICK_S
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Run until ``stopping`` is set; a cycle starts as soon as a worker and work are there."""
@@ -89,6 +108,8 @@ class Scheduler:
             # What was seen before leading was lost may have been closed and opened since.
             self._gaps.clear()
             _log.info("leadership changed", is_leading=leads)
+        self._ticked_s = self._clock.mono_s()
+        self._metrics.ticked(is_leading=leads)
         if not leads:
             return 0
         await self._close_gaps()
@@ -97,6 +118,7 @@ class Scheduler:
             if not worker.is_alive:
                 await self._bury(worker)
         alive = [worker for worker in workers if worker.is_alive]
+        self._metrics.saw_workers(alive)
         num_dispatched = 0
         for worker in alive:
             if worker.is_free:
@@ -104,7 +126,18 @@ class Scheduler:
         self._last = {
             w.worker_id: self._last[w.worker_id] for w in alive if w.worker_id in self._last
         }
+        await self._measure_queues()
         return num_dispatched
+
+    async def _measure_queues(self) -> None:
+        """Measure the queues of base models that have no free worker, or none at all."""
+        now_s = self._clock.mono_s()
+        if now_s < self._next_queue_check_s:
+            return
+        self._next_queue_check_s = now_s + _QUEUE_CHECK_S
+        for info in await self._store.base_models.list():
+            if now_s - self._measured_s.get(info.name, now_s - _QUEUE_CHECK_S) >= _QUEUE_CHECK_S:
+                await self._gather(info.name)
 
     async def _close_gaps(self) -> None:
         now_s = self._clock.mono_s()
@@ -120,12 +153,15 @@ class Scheduler:
             since_s = known[1] if known and known[0] == logged_seq_id else now_s
             is_over = now_s - since_s >= timeout_s
             if is_over and await cycles.close_gap(self._token, model_id, logged_seq_id, timeout_s):
+                self._metrics.closed_gap()
                 _log.warning("gap closed", model_id=model_id, waited_s=timeout_s)
             else:
                 self._gaps[model_id] = (logged_seq_id, since_s)
+        self._metrics.saw_gaps(self._gaps)
 
     async def _bury(self, worker: WorkerState) -> None:
         if await self._store.cycles.bury(self._token, worker.worker_id, worker.base_model):
+            self._metrics.buried()
             _log.warning("worker declared dead", worker_id=worker.worker_id)
 
     async def _dispatch_to(self, worker: WorkerState, alive: Sequence[WorkerState]) -> int:
@@ -133,21 +169,25 @@ class Scheduler:
         if last is not None and last.ended_s is None:
             last.ended_s = self._clock.mono_s()
         budget = cycle_budget(worker, self._settings)
-        waiting = await self._gather(worker)
+        waiting = await self._gather(worker.base_model)
         if waiting.is_empty:
             return 0
         began_s = self._clock.mono_s()
         while (wait_s := self._company_s(waiting, last, budget, began_s)) > 0:
             self._has_waited = True
             await self._wait(wait_s)
-            waiting = await self._gather(worker)
+            waiting = await self._gather(worker.base_model)
         started_s = self._clock.mono_s()
         alive_ids = frozenset(each.worker_id for each in alive)
         credits = self._credits.get(worker.base_model, Credits({}, {}))
         plan = plan_cycle(waiting, worker.worker_id, alive_ids, budget, credits, self._weights)
         if plan.is_empty:
             return 0
-        return await self._dispatch(worker, plan, started_s)
+        if not await self._dispatch(worker, plan, started_s):
+            return 0
+        self._metrics.dispatched(worker.base_model, plan, budget, self._clock.now_ms())
+        self._metrics.timed(self._clock.mono_s() - started_s, started_s - began_s)
+        return 1
 
     def _company_s(
         self, waiting: Waiting, last: LastCycle | None, budget: Budget, began_s: float
@@ -160,12 +200,17 @@ class Scheduler:
             wait_s = max(wait_s, last.return_s(waiting, budget, now_s, settings.company_ms))
         return wait_s
 
-    async def _gather(self, worker: WorkerState) -> Waiting:
-        return await self._store.cycles.gather(
-            worker.base_model, _MAX_OPERATIONS_PER_MODEL, _MAX_SAMPLES_PER_TENANT
+    async def _gather(self, base_model: str) -> Waiting:
+        waiting = await self._store.cycles.gather(
+            base_model, _MAX_OPERATIONS_PER_MODEL, _MAX_SAMPLES_PER_TENANT
         )
+        now_s = self._clock.mono_s()
+        if now_s - self._measured_s.get(base_model, now_s - _MEASURE_S) >= _MEASURE_S:
+            self._measured_s[base_model] = now_s
+            self._metrics.saw_queue(base_model, waiting, self._clock.now_ms())
+        return waiting
 
-    async def _dispatch(self, worker: WorkerState, plan: Plan, started_s: float) -> int:
+    async def _dispatch(self, worker: WorkerState, plan: Plan, started_s: float) -> bool:
         models = [assignment.planned for assignment in plan.assignments]
         cycle = Cycle(
             0,
@@ -179,8 +224,9 @@ class Scheduler:
             self._token, cycle, plan.assignments, plan.samples
         )
         if not isinstance(outcome, int):
+            self._metrics.not_dispatched(outcome)
             _log.info("cycle not dispatched", worker_id=worker.worker_id, reason=outcome)
-            return 0
+            return False
         self._credits[worker.base_model] = plan.credits
         self._last[worker.worker_id] = LastCycle(
             frozenset(model.model_id for model in models), self._clock.mono_s()
@@ -198,7 +244,7 @@ class Scheduler:
             num_samples=len(plan.samples),
             plan_s=round(self._clock.mono_s() - started_s, 6),
         )
-        return 1
+        return True
 
 
 def cycle_budget(worker: WorkerState, settings: SchedulerSettings) -> Budget:

@@ -62,7 +62,9 @@ class Plan:
     @property
     def planned_samples(self) -> list[PlannedSample]:
         return [
-            PlannedSample(each.request_id, each.tenant_id, each.owner_id, each.seq_id)
+            PlannedSample(
+                each.request_id, each.tenant_id, each.owner_id, each.seq_id, each.submitted_at_ms
+            )
             for each in (sample.operation for sample in self.samples)
         ]
 
@@ -168,7 +170,7 @@ def _units(run: _Run) -> Iterator[_Unit]:
 
 def _assignment(run: _Run, stops: Mapping[str, int], worker_id: str) -> Assignment | None:
     model = run.model
-    planned = [_whole(operation) for operation in run.before]
+    planned = [_planned(operation) for operation in run.before]
     is_complete = True
     for index, operation in enumerate(run.passes):
         start = run.first_start if index == 0 else 0
@@ -176,14 +178,12 @@ def _assignment(run: _Run, stops: Mapping[str, int], worker_id: str) -> Assignme
         if stop > start:
             num_data = len(operation.datum_tokens)
             part = None if (start, stop) == (0, num_data) else DatumRange(start, stop)
-            planned.append(
-                PlannedOperation(operation.request_id, operation.kind, operation.seq_id, part)
-            )
+            planned.append(_planned(operation, part))
         if stop < len(operation.datum_tokens):
             is_complete = False
             break
     if is_complete:
-        planned += [_whole(operation) for operation in run.after]
+        planned += [_planned(operation) for operation in run.after]
     if not planned:
         return None
     epoch = model.epoch if model.worker_id == worker_id else model.epoch + 1
@@ -192,8 +192,10 @@ def _assignment(run: _Run, stops: Mapping[str, int], worker_id: str) -> Assignme
     )
 
 
-def _whole(operation: PendingOperation) -> PlannedOperation:
-    return PlannedOperation(operation.request_id, operation.kind, operation.seq_id)
+def _planned(operation: PendingOperation, part: DatumRange | None = None) -> PlannedOperation:
+    return PlannedOperation(
+        operation.request_id, operation.kind, operation.seq_id, part, operation.submitted_at_ms
+    )
 
 
 def _take_samples(

@@ -83,6 +83,18 @@ class SchedulerSettings(BaseSettings):
     ready_file: Path | None = None
     """File to write once running, for a supervisor that waits for it."""
 
+    metrics_host: str = "127.0.0.1"
+    """Address of the port for metrics and probes; ``0.0.0.0`` or ``::`` listens on all.
+
+    What is there names tenants and asks for no key: keep it from those who are not to see that.
+    """
+
+    metrics_port: int = Field(default=0, ge=0, le=65535)
+    """Port for ``/metrics`` (Prometheus), ``/healthz/live`` and ``/healthz/ready``; 0 opens none.
+
+    Processes of one machine need different ones.
+    """
+
     log_level: str = "INFO"
     """DEBUG, INFO, WARNING or ERROR."""
 

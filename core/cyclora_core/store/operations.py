@@ -192,7 +192,12 @@ class Operations:
         rows = await self._redis.xrange(self._keys.log(model_id), f"{first_seq_id}-1", last)
         entries = (json.loads(fields[b"entry"]) for _, fields in rows)
         return [
-            PlannedOperation(entry["request_id"], OperationKind(entry["kind"]), entry["seq_id"])
+            PlannedOperation(
+                entry["request_id"],
+                OperationKind(entry["kind"]),
+                entry["seq_id"],
+                submitted_at_ms=entry["submitted_at_ms"],
+            )
             for entry in entries
             if not entry["is_refused"]
         ]
