@@ -27,7 +27,7 @@ class Health:
 
     def __init__(self, clock: Clock, instruments: Instruments) -> None:
         self._clock = clock
-        self._beat_mono_s = clock.mono_s()
+        self._beat_mono_s: float | None = None
         self._live: dict[str, Check] = {"loop": self._is_loop_moving}
         self._ready: dict[str, Check] = {"serving": lambda: self.is_serving}
         self.is_serving = False
@@ -67,9 +67,12 @@ class Health:
         """Beat as long as the event loop turns, and note how late it turns."""
         while True:
             self.beat()
+            began_mono_s = self._clock.mono_s()
             await asyncio.sleep(_BEAT_INTERVAL_S)
-            late_s = self._clock.mono_s() - self._beat_mono_s - _BEAT_INTERVAL_S
+            late_s = self._clock.mono_s() - began_mono_s - _BEAT_INTERVAL_S
             self._delay_s.observe(max(0.0, late_s))
 
     def _is_loop_moving(self) -> bool:
-        return self._clock.mono_s() - self._beat_mono_s <= MAX_SILENCE_S
+        beat_mono_s = self._beat_mono_s
+        # Before the first one the process loads, for as long as its disk takes.
+        return beat_mono_s is None or self._clock.mono_s() - beat_mono_s <= MAX_SILENCE_S

@@ -34,6 +34,7 @@ async def serve(settings: SchedulerSettings) -> None:
 
 
 async def _serve(settings: SchedulerSettings, metrics: SchedulerMetrics, health: Health) -> None:
+    health.beat()
     beating = asyncio.create_task(health.keep_beating())
     store = await Store.open(
         settings.redis_url,

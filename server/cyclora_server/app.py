@@ -121,6 +121,7 @@ def create_app(settings: Settings, store: StorePort, storage: StoragePort, clock
             asyncio.create_task(Sweeper(services).run(), name="sweeper"),
             asyncio.create_task(condition.keep_beating(), name="heartbeat"),
         ]
+        condition.beat()
         condition.is_serving = True
         try:
             yield

@@ -16,6 +16,7 @@ def new_health(clock: ManualClock) -> Health:
 def test_a_loop_that_stands_still_is_not_alive_and_not_ready(clock: ManualClock) -> None:
     health = new_health(clock)
     health.is_serving = True
+    health.beat()
     clock.advance(MAX_SILENCE_S)
     assert (health.not_alive(), health.not_ready()) == ([], [])
 
@@ -28,6 +29,7 @@ def test_a_loop_that_stands_still_is_not_alive_and_not_ready(clock: ManualClock)
 
 async def test_an_event_loop_beats_by_itself(clock: ManualClock) -> None:
     health = new_health(clock)
+    health.beat()
     clock.advance(2 * MAX_SILENCE_S)
     assert health.not_alive() == ["loop"]
 
@@ -46,6 +48,14 @@ def test_a_process_that_has_not_started_or_is_stopping_is_alive_but_not_ready(
 
     health.is_serving = True
     assert health.not_ready() == []
+
+
+def test_a_process_that_loads_for_long_is_alive(clock: ManualClock) -> None:
+    """Started anew, it would load anew."""
+    health = new_health(clock)
+    clock.advance(3600.0)
+
+    assert health.not_alive() == []
 
 
 def test_all_that_is_missing_is_named(clock: ManualClock) -> None:

@@ -48,6 +48,7 @@ def test_a_loop_that_hangs_is_told_while_it_hangs(
     client: httpx.Client, health: Health, clock: ManualClock
 ) -> None:
     health.is_serving = True
+    health.beat()
     assert client.get("/healthz/live").json() == {"status": "ok"}
 
     clock.advance(MAX_SILENCE_S + 1)

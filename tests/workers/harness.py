@@ -31,6 +31,7 @@ from cyclora_scheduler.settings import SchedulerSettings
 from cyclora_workers.base_model import BaseModel
 from cyclora_workers.engine import Engine
 from cyclora_workers.loop import Worker
+from cyclora_workers.metrics import WorkerMetrics
 from cyclora_workers.sampling.sampler import Sampler
 from workers.builders import cross_entropy
 
@@ -71,6 +72,7 @@ class Harness:
         max_kv_tokens: int = 10_000,
         max_adapter_bytes: int = 2**40,
         max_host_adapter_bytes: int = 2**30,
+        metrics: WorkerMetrics | None = None,
     ) -> Worker:
         """A new process of the one worker: an earlier one counts as dead from now on."""
         base = self.base_model
@@ -96,6 +98,9 @@ class Harness:
             max_adapter_bytes=max_adapter_bytes,
             max_host_adapter_bytes=max_host_adapter_bytes,
             drain_s=10.0,
+            max_engine_call_s=60.0,
+            clock=self.clock,
+            metrics=metrics,
         )
         self.workers.append(worker)
         await worker.register()

@@ -183,13 +183,13 @@ async def test_a_model_that_waits_is_read_while_another_runs(
     worker: Any = await harness.start_worker(max_adapter_bytes=1)
     await two_tenants_in_turn(harness, 1)
     ahead: list[str] = []
-    real = worker._keeper._host.read_ahead
+    real = worker._keeper.host.read_ahead
 
     def read_ahead(record: ModelRecord) -> None:
         ahead.append(f"{record.model_id[-1]} in cycle of {running[0]}")
         real(record)
 
-    worker._keeper._host.read_ahead = read_ahead
+    worker._keeper.host.read_ahead = read_ahead
     running = [""]
     execute = worker._executor.execute
 

@@ -28,6 +28,7 @@ from cyclora_core.store import Store
 from cyclora_workers import durable, snapshot
 from cyclora_workers.base_model import BaseModel
 from cyclora_workers.engine import Engine
+from cyclora_workers.metrics import WorkerMetrics
 from cyclora_workers.replay import Replay
 from cyclora_workers.snapshot_writer import SnapshotWriter
 from workers.builders import cross_entropy, policy_body, top_k
@@ -237,7 +238,7 @@ async def test_a_snapshot_that_ends_after_a_newer_one_changes_nothing(
     await run_steps(harness, 0, num_steps=2)
     record = await store.models.get(MODEL_0)
     assert record is not None
-    writer = SnapshotWriter(store, harness.storage, worker._handover, "worker-0")
+    writer = SnapshotWriter(store, harness.storage, worker._handover, "worker-0", WorkerMetrics())
 
     assert await writer.record(MODEL_0, record.epoch, 1)
 

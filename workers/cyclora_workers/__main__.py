@@ -7,16 +7,21 @@ import json
 import os
 import signal
 import sys
+import time
 import uuid
 from pathlib import Path
 from typing import Any
 
 import structlog
 import torch
+from structlog.contextvars import bind_contextvars
 from transformers import AutoTokenizer
 
+from cyclora_core.clock import SystemClock
 from cyclora_core.errors import FencedOut, UserError
+from cyclora_core.health import Health
 from cyclora_core.logs import configure_logs
+from cyclora_core.metrics_endpoint import metrics_served
 from cyclora_core.storage import Storage
 from cyclora_core.store import Store
 from cyclora_core.types import BaseModelInfo
@@ -26,6 +31,7 @@ from cyclora_workers.base_model import BaseModel
 from cyclora_workers.engine import Engine
 from cyclora_workers.freed_memory import keep_freed_memory
 from cyclora_workers.loop import Worker
+from cyclora_workers.metrics import WorkerMetrics
 from cyclora_workers.precision import choose_dtype, cpu_has_bf16, hidden_size_of
 from cyclora_workers.sampling.sampler import Sampler
 from cyclora_workers.settings import WorkerSettings
@@ -96,6 +102,16 @@ def describe(
 
 async def serve(settings: WorkerSettings) -> None:
     """Load the base model, then work until SIGTERM or SIGINT."""
+    metrics = WorkerMetrics(settings.max_metric_tenants)
+    health = Health(SystemClock(), metrics.instruments)
+    registry = metrics.instruments.registry
+    # While it loads too: it is alive then, and not ready.
+    with metrics_served(settings.metrics_host, settings.metrics_port, registry, health):
+        await _serve(settings, metrics, health)
+
+
+async def _serve(settings: WorkerSettings, metrics: WorkerMetrics, health: Health) -> None:
+    started_s = time.perf_counter()
     progress = Progress(settings.ready_file)
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
@@ -161,12 +177,20 @@ async def serve(settings: WorkerSettings) -> None:
         max_adapter_bytes=settings.max_adapter_bytes,
         max_host_adapter_bytes=settings.max_host_adapter_bytes,
         drain_s=settings.drain_s,
+        max_engine_call_s=settings.max_engine_call_s,
+        metrics=metrics,
     )
+    bind_contextvars(worker_id=worker.worker_id)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     await worker.register()
+    health.live_if("engine", lambda: worker.is_engine_moving)
+    health.ready_if("lease", lambda: worker.has_lease)
+    beating = asyncio.create_task(health.keep_beating())
+    health.is_serving = True
+    metrics.load_s.set(time.perf_counter() - started_s)
     progress.ready(info)
     _log.info(
         "worker ready",
@@ -175,10 +199,20 @@ async def serve(settings: WorkerSettings) -> None:
         dtype=str(dtype),
         base_weights=settings.base_weights,
     )
+    stopping_told = asyncio.create_task(_tell(stopping, health))
     try:
         await worker.run(stopping)
     finally:
+        health.is_serving = False
+        stopping_told.cancel()
+        beating.cancel()
         await store.close()
+
+
+async def _tell(stopping: asyncio.Event, health: Health) -> None:
+    """A worker that is told to stop takes nothing new, though it works for a while yet."""
+    await stopping.wait()
+    health.is_serving = False
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from cyclora_core.errors import ServerError, UserError
@@ -88,7 +89,11 @@ class Engine:
         self.base_model = base_model
         self.sampler = sampler
         self.tokens_per_s = 0.0
-        self._max_tokens_per_microbatch = max_tokens_per_microbatch
+        self.max_tokens_per_microbatch = max_tokens_per_microbatch
+        self.num_microbatches = 0
+        self.num_microbatch_tokens = 0
+        self.packed_failures = {"out_of_memory": 0, "error": 0}
+        """How often passes failed packed and had to run alone, by the reason."""
         self._decode_steps_per_microbatch = decode_steps_per_microbatch
         self._max_cached_samplers = max_cached_samplers
         self._max_kept_tokens = max_kept_tokens
@@ -119,6 +124,15 @@ class Engine:
         """Memory that a model's state takes; 0 when it is not here."""
         state = self._adapters.get(model_id)
         return state.num_bytes if state else 0
+
+    def adapter_bytes(self) -> list[int]:
+        """Memory of each state that is here; may be asked for in any thread."""
+        return [state.num_bytes for state in list(self._adapters.values())]
+
+    @property
+    def num_sampler_weights(self) -> int:
+        """Adapter weights kept for samples."""
+        return len(self._sampler_weights)
 
     def drop(self, model_id: str) -> None:
         """Forget a model's state; it is restored from snapshot and log when needed again."""
@@ -205,9 +219,13 @@ class Engine:
             num_tokens = 0
             for size in packed:
                 num_tokens += size
+                self.num_microbatches += 1
+                self.num_microbatch_tokens += size
                 yield {}
             results, terms = packed.results(), packed.terms()
-        except Exception:  # noqa: BLE001 - boundary: one tenant's failure must not fail the cycle
+        except Exception as error:  # noqa: BLE001 - boundary: one tenant must not fail the cycle
+            is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+            self.packed_failures["out_of_memory" if is_memory else "error"] += 1
             if packed is not None:
                 packed.rollback()
             outcomes = {each.request_id: self._run_alone(each) for each in passes}
@@ -262,7 +280,7 @@ class Engine:
             )
             for each in passes
         ]
-        max_tokens = max_tokens_per_microbatch or self._max_tokens_per_microbatch
+        max_tokens = max_tokens_per_microbatch or self.max_tokens_per_microbatch
         if max_kept_tokens is None:
             max_kept_tokens = self._max_kept_tokens
         return PackedPasses(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,6 +23,7 @@ from cyclora_core.operations import (
 from cyclora_core.records import Checkpoint
 from cyclora_core.storage import Storage
 from cyclora_core.store import Store
+from cyclora_core.store.metering import Meter
 from cyclora_core.store.operations import Outcome
 from cyclora_core.types import (
     Cycle,
@@ -36,7 +36,9 @@ from cyclora_workers.checkpoint_reads import read_checkpoint
 from cyclora_workers.checkpoint_steps import CheckpointSteps
 from cyclora_workers.engine import Engine, Pass, PassOutcome
 from cyclora_workers.handover import HandOver
+from cyclora_workers.metrics import WorkerMetrics, latency_s
 from cyclora_workers.outcomes import as_outcome
+from cyclora_workers.phases import Phase, Phases
 from cyclora_workers.recovery import ModelKeeper
 from cyclora_workers.replay import InThread, decode_body
 from cyclora_workers.sample_desk import SampleDesk
@@ -80,6 +82,7 @@ class Executor:
         in_thread: InThread,
         handover: HandOver,
         worker_id: str,
+        metrics: WorkerMetrics,
     ) -> None:
         self._store = store
         self._storage = storage
@@ -89,33 +92,46 @@ class Executor:
         self._in_thread = in_thread
         self._handover = handover
         self._worker_id = worker_id
+        self._metrics = metrics
+        self._phases = Phases()
+        """Of the present cycle."""
         self._clock = store.clock
         self._checkpoints = CheckpointSteps(store, storage, engine, in_thread, handover)
 
     async def execute(self, cycle: Cycle) -> None:
         """Run one cycle to its end; samples are only admitted and finish when they finish."""
-        started_s = time.perf_counter()
-        await self._samples.admit(cycle)
-        await self._keeper.expect(cycle.models)
-        prepared = [await self._prepare(model, cycle) for model in cycle.models]
+        phases = self._phases = Phases()
+        with phases.of(Phase.ADMIT):
+            await self._samples.admit(cycle)
+        with phases.of(Phase.LOAD):
+            await self._keeper.expect(cycle.models)
+            prepared = [await self._prepare(model, cycle) for model in cycle.models]
         runs = [run for run in prepared if run is not None]
         for run in runs:
             await self._run_steps(run, run.before)
-        await self._keeper.look_ahead(cycle.base_model)
-        await self._run_passes([run for run in runs if not run.is_fenced])
+        with phases.of(Phase.LOAD):
+            await self._keeper.look_ahead(cycle.base_model)
+        with phases.of(Phase.PASSES):
+            await self._run_passes([run for run in runs if not run.is_fenced])
         for run in runs:
             await self._run_steps(run, run.after)
-        self._handover.write()
-        await self._keeper.cycle_ended()
+        with phases.of(Phase.SNAPSHOTS):
+            self._handover.write()
+            await self._keeper.cycle_ended()
+        num_tokens = sum(_num_tokens(each) for run in runs for each in run.passes)
+        self._metrics.cycle_ended(phases, num_tokens)
         _log.info(
             "cycle finished",
             cycle_id=cycle.cycle_id,
+            worker_id=self._worker_id,
+            base_model=cycle.base_model,
             num_tenants=len({m.tenant_id for m in cycle.models}),
             num_models=len(cycle.models),
             num_operations=sum(len(r.before) + len(r.pass_operations) + len(r.after) for r in runs),
-            num_tokens=sum(_num_tokens(each) for run in runs for each in run.passes),
+            num_tokens=num_tokens,
             num_samples=len(cycle.samples),
-            duration_s=round(time.perf_counter() - started_s, 6),
+            duration_s=round(phases.total_s, 6),
+            **{f"{phase}_s": round(spent_s, 6) for phase, spent_s in phases.seconds.items()},
         )
 
     async def _prepare(self, planned: PlannedModel, cycle: Cycle) -> _Run | None:
@@ -153,9 +169,10 @@ class Executor:
             while not outcomes:
                 outcomes = await self._in_thread(next, steps)
                 if not outcomes:
-                    finished = await self._in_thread(self._engine.decode_between_microbatches)
-                    await self._samples.settle(finished)
-                    await self._samples.show()
+                    with self._phases.of(Phase.DECODE):
+                        finished = await self._in_thread(self._engine.decode_between_microbatches)
+                        await self._samples.settle(finished)
+                        await self._samples.show()
         for run in runs:
             # Looked for before anything is settled: a client that awaits its forward_backward
             # sends the optim_step only afterwards, so what is there now was pipelined.
@@ -202,7 +219,8 @@ class Executor:
             started_at_ms = self._clock.now_ms()
             outcome: Result | Exception
             try:
-                outcome = await self._step(run, operation)
+                with self._phases.of(_phase_of(operation.kind)):
+                    outcome = await self._step(run, operation)
             except Exception as error:  # noqa: BLE001 - boundary: this operation alone fails
                 outcome = error
             await self._settle(run, operation, outcome, 0, started_at_ms)
@@ -257,20 +275,32 @@ class Executor:
     ) -> None:
         if run.is_fenced:
             return
+        with self._phases.of(Phase.SETTLE):
+            await self._settle_now(run, operation, outcome, num_tokens, started_at_ms)
+
+    async def _settle_now(
+        self,
+        run: _Run,
+        operation: PlannedOperation,
+        outcome: Result | Exception,
+        num_tokens: int,
+        started_at_ms: int,
+    ) -> None:
         model_id = run.planned.model_id
         has_failed = isinstance(outcome, Exception)
+        settled = _outcome_of(operation, outcome, num_tokens)
         if operation.kind is OperationKind.UNLOAD_MODEL and not has_failed:
             # Before it settles: nobody would come back to it if this worker died in between.
             await self._checkpoints.discard_ephemeral(run.record)
         try:
-            await self._store.operations.settle(
+            reply = await self._store.operations.settle(
                 worker_id=self._worker_id,
                 epoch=run.planned.epoch,
                 tenant_id=run.planned.tenant_id,
                 base_model=run.record.base_model,
                 model_id=model_id,
                 operation=operation,
-                outcome=_outcome_of(operation, outcome, num_tokens),
+                outcome=settled,
                 ran=Execution(run.cycle.cycle_id, run.cycle.dispatched_at_ms, started_at_ms),
             )
         except FencedOut:
@@ -278,6 +308,14 @@ class Executor:
             run.is_fenced = True
             self._keeper.forget(model_id)
             return
+        self._metrics.settled(
+            operation.kind,
+            run.planned.tenant_id,
+            settled,
+            reply,
+            latency_s=latency_s(operation.submitted_at_ms, self._clock.now_ms()),
+            metered={Meter.TRAINING: num_tokens} if operation.kind.is_pass else {},
+        )
         is_pass = operation.kind is OperationKind.FORWARD_BACKWARD
         self._keeper.applied(model_id, operation.seq_id, num_tokens if is_pass else 0)
         if operation.kind is OperationKind.LOAD_WEIGHTS and not has_failed:
@@ -298,6 +336,15 @@ def _outcome_of(
     if operation.kind is OperationKind.LOAD_WEIGHTS and settled.error is None:
         return dataclasses.replace(settled, has_snapshot=True)
     return settled
+
+
+def _phase_of(kind: OperationKind) -> Phase:
+    is_step = kind in (
+        OperationKind.OPTIM_STEP,
+        OperationKind.CREATE_MODEL,
+        OperationKind.UNLOAD_MODEL,
+    )
+    return Phase.STEPS if is_step else Phase.SAVES
 
 
 def _as_pass(run: _Run, operation: PlannedOperation) -> Pass:

@@ -66,6 +66,11 @@ class HandOver:
         self._unwritten: dict[tuple[str, int], HandedOver] = {}
         self._writing: asyncio.Task[None] | None = None
 
+    @property
+    def num_unwritten(self) -> int:
+        """Weights that are not in storage yet."""
+        return len(self._unwritten)
+
     async def begin(self, model_id: str, seq_id: int, path: str) -> HandedOver:
         """Make a model's present weights those of the save ``seq_id``.
 

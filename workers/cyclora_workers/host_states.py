@@ -41,8 +41,12 @@ class HostStates:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of what is here, without what is being read."""
-        return sum(_size(state) for _, state in self._states.values())
+        """Memory of what is here, without what is being read; may be asked for in any thread."""
+        return sum(_size(state) for _, state in list(self._states.values()))
+
+    @property
+    def num_states(self) -> int:
+        return len(self._states)
 
     def put(self, model_id: str, seq_id: int, epoch: int, state: State) -> None:
         """Keep a state that equals a snapshot, if it fits at all."""

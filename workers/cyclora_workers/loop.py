@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,6 +20,7 @@ from cyclora_core.waiting import WorkerStats
 from cyclora_workers.engine import Engine
 from cyclora_workers.executor import Executor
 from cyclora_workers.handover import HandOver
+from cyclora_workers.metrics import Watched, WorkerMetrics
 from cyclora_workers.recovery import ModelKeeper
 from cyclora_workers.sample_desk import SampleDesk
 from cyclora_workers.sampling.sampler import FinishedSample
@@ -48,9 +50,14 @@ class Worker:
         max_adapter_bytes: int,
         max_host_adapter_bytes: int,
         drain_s: float,
+        max_engine_call_s: float = math.inf,
         clock: Clock | None = None,
+        metrics: WorkerMetrics | None = None,
     ) -> None:
         self._store = store
+        metrics = metrics or WorkerMetrics()
+        self._max_engine_call_s = max_engine_call_s
+        self._call_began_mono_s: float | None = None
         self._engine = engine
         self._info = info
         self._worker_id = worker_id
@@ -59,6 +66,7 @@ class Worker:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._drain_s = drain_s
         self._clock = clock or SystemClock()
+        self._renewed_mono_s = -math.inf
         self._handover = HandOver(store, storage, engine, self._in_thread)
         self._keeper = ModelKeeper(
             store,
@@ -70,9 +78,10 @@ class Worker:
             max_replay_s=max_replay_s,
             max_adapter_bytes=max_adapter_bytes,
             max_host_adapter_bytes=max_host_adapter_bytes,
+            metrics=metrics,
         )
         self._samples = SampleDesk(
-            store, storage, engine, self._in_thread, self._handover, worker_id, info.name
+            store, storage, engine, self._in_thread, self._handover, worker_id, info.name, metrics
         )
         self._executor = Executor(
             store,
@@ -83,13 +92,47 @@ class Worker:
             self._in_thread,
             self._handover,
             worker_id,
+            metrics,
+        )
+        metrics.watch(
+            Watched(
+                engine,
+                self._keeper.host,
+                self._handover,
+                lambda: self._samples.num_running,
+                lambda: self._keeper.num_writing,
+                lambda: self._clock.mono_s() - self._renewed_mono_s,
+            )
         )
         self._cycles: asyncio.Queue[Cycle] = asyncio.Queue()
         self._last_cycle_id = 0
         self._is_draining = False
 
     async def _in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._timed, function, *args)
+
+    def _timed(self, function: Callable[..., Any], *args: Any) -> Any:
+        self._call_began_mono_s = self._clock.mono_s()
+        try:
+            return function(*args)
+        finally:
+            self._call_began_mono_s = None
+
+    @property
+    def worker_id(self) -> str:
+        return self._worker_id
+
+    @property
+    def has_lease(self) -> bool:
+        """Whether it was renewed in time, as far as this process can tell."""
+        return self._clock.mono_s() - self._renewed_mono_s <= self._lease_s
+
+    @property
+    def is_engine_moving(self) -> bool:
+        """Whether the engine is idle, or its present call has not taken for ever yet."""
+        began_s = self._call_began_mono_s
+        return began_s is None or self._clock.mono_s() - began_s <= self._max_engine_call_s
 
     async def register(self) -> None:
         await self._store.base_models.put_target_modules(
@@ -98,6 +141,7 @@ class Worker:
         await self._store.workers.register(
             self._worker_id, self._worker_name, self._info, self._lease_s, await self._stats()
         )
+        self._renewed_mono_s = self._clock.mono_s()
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Work until ``stopping`` is set; then finish what runs and write snapshots.
@@ -224,7 +268,10 @@ class Worker:
             await asyncio.sleep(self._lease_s / 3)
             # A connection that went silent must not outlast the lease: the next try opens another.
             with contextlib.suppress(TimeoutError):
+                asked_mono_s = self._clock.mono_s()
                 async with asyncio.timeout(self._lease_s / 3):
                     is_alive = await self._store.workers.renew(self._worker_id, self._lease_s)
-                if not is_alive:
+                if is_alive:
+                    self._renewed_mono_s = asked_mono_s
+                else:
                     raise FencedOut(f"worker {self._worker_id} was declared dead")

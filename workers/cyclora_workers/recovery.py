@@ -8,6 +8,7 @@ over and are in no storage yet.
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from cyclora_core.types import ModelRecord, PlannedModel
 from cyclora_workers.engine import Engine
 from cyclora_workers.handover import HandOver
 from cyclora_workers.host_states import HostStates
+from cyclora_workers.metrics import WorkerMetrics
 from cyclora_workers.replay import InThread, Replay
 from cyclora_workers.snapshot_writer import SnapshotCopy, SnapshotWriter, Written
 
@@ -66,6 +68,7 @@ class ModelKeeper:
         max_replay_s: float,
         max_adapter_bytes: int,
         max_host_adapter_bytes: int,
+        metrics: WorkerMetrics,
     ) -> None:
         self._store = store
         self._storage = storage
@@ -74,14 +77,20 @@ class ModelKeeper:
         self._max_replay_s = max_replay_s
         self._max_adapter_bytes = max_adapter_bytes
         self._handover = handover
-        self._host = HostStates(storage, max_host_adapter_bytes)
+        self.host = HostStates(storage, max_host_adapter_bytes)
+        self._metrics = metrics
         self._has_host_copies = engine.base_model.device.type != "cpu"
         """Whether an evicted state is kept in host memory, where that is not what it left."""
         self._has_evicted = False
         self._worker_id = worker_id
-        self._writer = SnapshotWriter(store, storage, handover, worker_id)
+        self._writer = SnapshotWriter(store, storage, handover, worker_id, metrics)
         self._held: dict[str, _Held] = {}
         self._uses = itertools.count()
+
+    @property
+    def num_writing(self) -> int:
+        """Snapshots on their way to storage."""
+        return self._writer.num_writing
 
     async def ensure(self, planned: PlannedModel) -> ModelRecord | None:
         """Have the model's state in memory; None when there is no such model any more."""
@@ -116,7 +125,7 @@ class ModelKeeper:
 
     async def look_ahead(self, base_model: str) -> None:
         """Begin to read evicted models that wait already, while the present cycle runs."""
-        self._host.keep_read()
+        self.host.keep_read()
         if not self._has_evicted:
             return
         waiting = await self._store.models.waiting(base_model) - self._held.keys()
@@ -126,7 +135,7 @@ class ModelKeeper:
     def _read_ahead(self, records: Sequence[ModelRecord]) -> None:
         for record in records:
             if not record.is_ended:
-                self._host.read_ahead(record)
+                self.host.read_ahead(record)
 
     def forget(self, model_id: str) -> None:
         """Drop a model that this worker no longer holds, or whose state may be wrong."""
@@ -141,14 +150,16 @@ class ModelKeeper:
 
     async def _restore(self, record: ModelRecord) -> None:
         model_id = record.model_id
+        began_s = time.perf_counter()
         replay = Replay(self._store, self._engine, self._in_thread, record)
-        await replay.begin(self._host)
+        await replay.begin(self.host)
         for seq_id, path in (await self._store.handovers.of_model(model_id)).items():
             if seq_id <= record.applied_seq_id:
                 await replay.go_on_to(seq_id)
                 await self._handover.again(model_id, model_id, seq_id, path)
         await replay.go_on_to(record.applied_seq_id)
         if replay.num_operations or record.snapshot_seq_id >= 0:
+            self._metrics.restored(time.perf_counter() - began_s, replay.num_operations)
             _log.info(
                 "model restored",
                 model_id=model_id,
@@ -248,6 +259,7 @@ class ModelKeeper:
                     await self._keep_for_later(model_id, held)
                 self.forget(model_id)
                 surplus -= sizes[model_id]
+                self._metrics.evicted()
                 _log.info("model evicted", model_id=model_id, num_bytes=sizes[model_id])
 
     async def _keep_for_later(self, model_id: str, held: _Held) -> None:
@@ -259,7 +271,7 @@ class ModelKeeper:
                 return {name: tensor.cpu() for name, tensor in exported.items()}
 
             state = await self._in_thread(in_host_memory)
-            self._host.put(model_id, held.snapshot_seq_id, held.snapshot_epoch, state)
+            self.host.put(model_id, held.snapshot_seq_id, held.snapshot_epoch, state)
 
     async def snapshot_all(self) -> None:
         """Have storage hold every state in memory, so that the next worker replays nothing."""

@@ -15,11 +15,13 @@ from cyclora_core.records import Checkpoint
 from cyclora_core.samples import SampleBody, SampleResult
 from cyclora_core.storage import Storage
 from cyclora_core.store import Store
+from cyclora_core.store.metering import Meter
 from cyclora_core.store.operations import Outcome
 from cyclora_core.types import Cycle, Execution, PlannedSample
 from cyclora_workers.checkpoint_reads import read_checkpoint
 from cyclora_workers.engine import Engine
 from cyclora_workers.handover import HandOver
+from cyclora_workers.metrics import WorkerMetrics, latency_s
 from cyclora_workers.outcomes import as_outcome
 from cyclora_workers.replay import InThread, decode_body
 from cyclora_workers.sampling.sampler import FinishedSample
@@ -49,8 +51,10 @@ class SampleDesk:
         handover: HandOver,
         worker_id: str,
         base_model: str,
+        metrics: WorkerMetrics,
     ) -> None:
         self._store = store
+        self._metrics = metrics
         self._storage = storage
         self._engine = engine
         self._in_thread = in_thread
@@ -130,7 +134,7 @@ class SampleDesk:
     async def _settle(self, running: _Running, outcome: Outcome) -> None:
         sample = running.sample
         try:
-            await self._store.operations.settle_sample(
+            reply = await self._store.operations.settle_sample(
                 worker_id=self._worker_id,
                 tenant_id=sample.tenant_id,
                 base_model=self._base_model,
@@ -144,3 +148,16 @@ class SampleDesk:
             )
         except FencedOut:
             _log.warning("sample moved to another worker", request_id=sample.request_id)
+            return
+        self._metrics.settled(
+            OperationKind.SAMPLE,
+            sample.tenant_id,
+            outcome,
+            reply,
+            latency_s=latency_s(sample.submitted_at_ms, self._clock.now_ms()),
+            metered={
+                Meter.PREFILL: running.num_prompt_tokens - running.num_cached_tokens,
+                Meter.CACHED_PREFILL: running.num_cached_tokens,
+                Meter.SAMPLED: outcome.num_tokens,
+            },
+        )

@@ -109,8 +109,29 @@ class WorkerSettings(BaseSettings):
     costs time but no correctness, since the first worker can no longer settle it.
     """
 
+    max_engine_call_s: float = Field(default=600.0, ge=30.0)
+    """Seconds that one call of the engine (a microbatch, some decode steps, a checkpoint) may take
+    before ``/healthz/live`` calls the worker hung. Shorter than the longest of them ends workers
+    that only work."""
+
     ready_file: Path | None = None
     """File that tells a supervisor about the progress of loading and when work can start."""
+
+    metrics_host: str = "127.0.0.1"
+    """Address of the port for metrics and probes; ``0.0.0.0`` or ``::`` listens on all.
+
+    What is there names tenants and asks for no key: keep it from those who are not to see that.
+    """
+
+    metrics_port: int = Field(default=0, ge=0, le=65535)
+    """Port for ``/metrics`` (Prometheus), ``/healthz/live`` and ``/healthz/ready``; 0 opens none.
+
+    Processes of one machine need different ones.
+    """
+
+    max_metric_tenants: int = Field(default=100, ge=0)
+    """Tenants that get metrics of their own, those seen first; the others count together as
+    ``other``. Very many make Prometheus slow and large; 0 names none."""
 
     log_level: str = "INFO"
     """DEBUG, INFO, WARNING or ERROR."""

@@ -8,6 +8,7 @@ model's snapshots end in the order in which they began.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from cyclora_core.storage import Storage
 from cyclora_core.store import Store
 from cyclora_workers import snapshot
 from cyclora_workers.handover import HandOver
+from cyclora_workers.metrics import WorkerMetrics
 
 MAX_WRITES = 4
 """Copies of states that may be in memory at one time, waiting for the disk."""
@@ -46,8 +48,16 @@ class Written:
 class SnapshotWriter:
     """Writes copies durably, records them in the store and deletes what they replace."""
 
-    def __init__(self, store: Store, storage: Storage, handover: HandOver, worker_id: str) -> None:
+    def __init__(
+        self,
+        store: Store,
+        storage: Storage,
+        handover: HandOver,
+        worker_id: str,
+        metrics: WorkerMetrics,
+    ) -> None:
         self._store = store
+        self._metrics = metrics
         self._storage = storage
         self._handover = handover
         self._worker_id = worker_id
@@ -57,6 +67,10 @@ class SnapshotWriter:
     def is_full(self) -> bool:
         """Whether another copy has to wait until one of the present ones is written."""
         return len(self._tasks) >= MAX_WRITES
+
+    @property
+    def num_writing(self) -> int:
+        return len(self._tasks)
 
     def is_writing(self, model_id: str) -> bool:
         return model_id in self._tasks
@@ -94,18 +108,21 @@ class SnapshotWriter:
 
     async def write(self, copy: SnapshotCopy) -> Written:
         """Write and record one copy now."""
+        began_s = time.perf_counter()
         try:
             await self.write_files(copy)
             # Recording it drops the log that handed-over weights could be made again from.
             await self._handover.written(copy.model_id, copy.seq_id)
         except OSError as error:
             # Nothing is lost: the log is kept until a snapshot covers it. It is tried again.
+            self._metrics.snapshot_failed()
             _log.error(
                 "snapshot failed", model_id=copy.model_id, seq_id=copy.seq_id, reason=str(error)
             )
             return Written(is_recorded=False)
         is_recorded = await self.record(copy.model_id, copy.epoch, copy.seq_id)
         if is_recorded:
+            self._metrics.snapshot_written(time.perf_counter() - began_s)
             _log.info("snapshot written", model_id=copy.model_id, seq_id=copy.seq_id)
         return Written(is_recorded, is_fenced=not is_recorded)
 

@@ -31,6 +31,16 @@ class BlockPool:
         """Blocks that nobody holds."""
         return len(self._free) + len(self._unheld)
 
+    @property
+    def num_free(self) -> int:
+        """Blocks without anything of use in them."""
+        return len(self._free)
+
+    @property
+    def num_remembered(self) -> int:
+        """Blocks that nobody holds, with a known prefix in them."""
+        return len(self._unheld)
+
     def num_holders(self, block: int) -> int:
         return self._num_holders[block]
 

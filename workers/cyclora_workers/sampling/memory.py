@@ -54,6 +54,12 @@ class KvMemory:
         """Blocks that no row holds; prefixes that nobody uses make way."""
         return self._blocks.num_available
 
+    def use(self) -> dict[str, int]:
+        """How many blocks rows hold, how many hold known prefixes, how many are free."""
+        free, remembered = self._blocks.num_free, self._blocks.num_remembered
+        held = self._blocks.num_blocks - free - remembered
+        return {"held": held, "remembered": remembered, "free": free}
+
     def scope(self, tenant_id: str, adapter: AdapterWeights | None) -> bytes:
         """Rows of one scope share equal prefixes; across scopes nothing is shared."""
         return self._scopes.root(tenant_id, adapter)

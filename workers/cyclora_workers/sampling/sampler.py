@@ -88,6 +88,10 @@ class Sampler:
         self._finished: list[FinishedSample] = []
         self.num_preemptions = 0
         """How often a row lost its memory to another one."""
+        self.num_steps = 0
+        self.num_decoded_rows = 0
+        """Rows of all steps together that decoded."""
+        self.num_prefilled_tokens = 0
 
     @property
     def is_idle(self) -> bool:
@@ -101,8 +105,13 @@ class Sampler:
 
     @property
     def num_waiting(self) -> int:
-        """Rows that wait for memory."""
+        """Rows that wait for memory; like all these numbers, may be asked for in any thread."""
         return len(self._waiting)
+
+    @property
+    def kv_blocks(self) -> dict[str, int]:
+        """KV blocks that rows hold, that hold known prefixes, and that are free."""
+        return self._memory.use()
 
     @property
     def has_streams(self) -> bool:
@@ -250,6 +259,9 @@ class Sampler:
                 prefilling.append(row)
         prefilling.sort(key=lambda row: row.order)
         shares = share_prefill([row.num_pending for row in prefilling], self._prefill_chunk_tokens)
+        self.num_steps += 1
+        self.num_decoded_rows += len(self._running) - len(prefilling)
+        self.num_prefilled_tokens += sum(shares)
         decodes = [DecodePart(request, rows) for request, rows in decoding.items()]
         prefills = [
             PrefillPart(row, share) for row, share in zip(prefilling, shares, strict=True) if share

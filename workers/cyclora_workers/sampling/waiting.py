@@ -20,7 +20,8 @@ class WaitingRows:
         self._heaps: dict[str, list[tuple[tuple[int, int], Row]]] = {}
 
     def __len__(self) -> int:
-        return sum(len(heap) for heap in self._heaps.values())
+        # A copy: others ask for it while tenants come and go.
+        return sum(len(heap) for heap in list(self._heaps.values()))
 
     def __iter__(self) -> Iterator[Row]:
         return (row for heap in self._heaps.values() for _, row in heap)
