@@ -1,16 +1,28 @@
-"""Writes deploy/env.example from the settings classes: ``python deploy/env_example.py``."""
+"""Writes what is made from the settings classes: ``python deploy/env_example.py``.
+
+``deploy/env.example`` is for operators; the list of names in core is for processes that meet a
+variable they do not know.
+"""
 
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic_settings import BaseSettings
+from typer.main import get_command
 
+import cyclora_core
+from cyclora_client.cli import app
+from cyclora_core.environment import PREFIX
 from cyclora_scheduler.settings import SchedulerSettings
 from cyclora_server.settings import Settings
 from cyclora_workers.settings import WorkerSettings
+
+EXAMPLE_FILE = Path(__file__).with_name("env.example")
+NAMES_FILE = Path(cyclora_core.__file__).with_name("setting_names.txt")
 
 _PROCESSES: dict[str, type[BaseSettings]] = {
     "server": Settings,
@@ -33,10 +45,27 @@ def env_example() -> str:
         lines = textwrap.wrap(f"{', '.join(readers[name])}: {meaning}", 97)
         default = "" if field.default is None else str(field.default)
         blocks.append(
-            "\n".join([*(f"# {line}" for line in lines), f"#CYCLORA_{name.upper()}={default}"])
+            "\n".join([*(f"# {line}" for line in lines), f"#{PREFIX}{name.upper()}={default}"])
         )
     return "\n\n".join(blocks) + "\n"
 
 
+def setting_names() -> str:
+    """Every variable of ours that a process or an option of the client's commands reads."""
+    names = {f"{PREFIX}{n.upper()}" for kind in _PROCESSES.values() for n in kind.model_fields}
+    names |= {name for name in _variables_of(get_command(app)) if name.startswith(PREFIX)}
+    return "\n".join(sorted(names)) + "\n"
+
+
+def _variables_of(command: Any) -> Iterator[str]:
+    """The variables that options of a command and of its subcommands are read from."""
+    for option in command.params:
+        found: str | Sequence[str] = option.envvar or ()
+        yield from [found] if isinstance(found, str) else found
+    for subcommand in getattr(command, "commands", {}).values():
+        yield from _variables_of(subcommand)
+
+
 if __name__ == "__main__":
-    Path(__file__).with_name("env.example").write_text(env_example())
+    EXAMPLE_FILE.write_text(env_example())
+    NAMES_FILE.write_text(setting_names())

@@ -13,11 +13,14 @@ import typer
 from cyclora_client import adapters_cli, admin_cli
 from cyclora_client.tokenizers import TokenizerSource, default_cache, offline_environment
 from cyclora_client.up.display import choose_display
+from cyclora_client.up.errors import UpError
 from cyclora_client.up.memory import parse_store_memory
 from cyclora_client.up.options import TINY_CHAT, ServedModel, UpOptions
 from cyclora_client.up.run import run_up
 from cyclora_core import __version__
+from cyclora_core.environment import unknown_variables
 from cyclora_core.errors import CycloraError, Unavailable
+from cyclora_core.types import BaseWeights, Dtype
 
 app = typer.Typer(
     help="A LoRA training server you run yourself, for the Tinker API.",
@@ -43,10 +46,11 @@ def up(
             help=f"A base model to serve; repeatable. Default {TINY_CHAT}, which is built in.",
         ),
     ] = None,
-    dtype: Annotated[str | None, typer.Option(help="Of the base model, such as bfloat16.")] = None,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Of the base model. Default: chosen by the worker.")
+    ] = None,
     base_weights: Annotated[
-        str | None,
-        typer.Option(help="How the base model is kept: as_loaded, int8 or int4."),
+        BaseWeights | None, typer.Option(help="How the base model is kept. Default: as_loaded.")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each worker.")] = None,
     store_memory: Annotated[
@@ -63,6 +67,8 @@ def up(
     """Run everything on this machine: store, server, scheduler and workers."""
     display = choose_display(as_json=as_json)
     try:
+        if wrong := unknown_variables(os.environ):
+            raise UpError("; ".join(wrong))
         models = [ServedModel.parse(text) for text in base_model or [TINY_CHAT]]
         memory_bytes = parse_store_memory(store_memory) if store_memory else None
         options = UpOptions(

@@ -6,10 +6,16 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from cyclora_core.operations import LoraConfig, OperationKind
 from cyclora_core.optimizers import OptimizerType
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+"""Precision of a base model; auto leaves the choice to the worker."""
+
+BaseWeights = Literal["as_loaded", "int8", "int4"]
+"""How a worker keeps the linear layers of its base model's decoder layers."""
 
 
 class QueueState(StrEnum):

@@ -10,6 +10,7 @@ import signal
 import structlog
 
 from cyclora_core.clock import SystemClock
+from cyclora_core.environment import settings_or_exit
 from cyclora_core.health import Health
 from cyclora_core.logs import configure_logs
 from cyclora_core.metrics_endpoint import metrics_served
@@ -75,7 +76,7 @@ async def _run(scheduler: Scheduler, stopping: asyncio.Event) -> None:
 
 
 def main() -> None:
-    settings = SchedulerSettings()
+    settings = settings_or_exit(SchedulerSettings)
     configure_logs("scheduler", level=settings.log_level, as_json=settings.log_json)
     structlog.get_logger().info("scheduler started", pid=os.getpid())
     asyncio.run(serve(settings))

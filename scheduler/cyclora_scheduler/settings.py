@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_LOOK_WITHIN = 0.75
+"""Part of its lease after which a leader has looked again; the rest is for a slow answer."""
 
 
 class SchedulerSettings(BaseSettings):
@@ -78,7 +82,11 @@ class SchedulerSettings(BaseSettings):
     """
 
     idle_wait_s: float = Field(default=0.5, gt=0.0, le=2.0)
-    """Longest wait between two looks at the workers' leases when nothing else happens."""
+    """Longest wait between two looks at the workers' leases when nothing else happens.
+
+    A leader renews its own lease at each look, so this is less than three quarters of
+    ``leader_lease_s``; a longer one would lead and lose the lead in turns.
+    """
 
     ready_file: Path | None = None
     """File to write once running, for a supervisor that waits for it."""
@@ -95,8 +103,18 @@ class SchedulerSettings(BaseSettings):
     Processes of one machine need different ones.
     """
 
-    log_level: str = "INFO"
+    log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
     """DEBUG, INFO, WARNING or ERROR."""
 
     log_json: bool = True
     """JSON lines; false prints for a terminal."""
+
+    @model_validator(mode="after")
+    def _looks_within_its_lease(self) -> Self:
+        if self.idle_wait_s >= _LOOK_WITHIN * self.leader_lease_s:
+            raise ValueError(
+                f"CYCLORA_IDLE_WAIT_S={self.idle_wait_s:g} must be less than {_LOOK_WITHIN:g} of "
+                f"CYCLORA_LEADER_LEASE_S={self.leader_lease_s:g}: else a leader loses its lease "
+                "while nothing happens"
+            )
+        return self

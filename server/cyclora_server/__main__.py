@@ -17,6 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from cyclora_core.clock import SystemClock
+from cyclora_core.environment import settings_or_exit
 from cyclora_core.logs import configure_logs
 from cyclora_core.metrics_endpoint import metrics_served
 from cyclora_core.storage import Storage
@@ -98,7 +99,7 @@ class _Server(uvicorn.Server):
 
 def main() -> None:
     """Serve until told to stop."""
-    settings = Settings()
+    settings = settings_or_exit(Settings)
     configure_logs("server", level=settings.log_level, as_json=settings.log_json)
     _raise_open_files_limit()
     asyncio.run(serve(settings))

@@ -110,6 +110,23 @@ def test_up_refuses_base_models_that_make_no_sense(
     assert result.stderr.startswith("error: ")
 
 
+@pytest.mark.parametrize("option", [("--dtype", "float8"), ("--base-weights", "int2")])
+def test_up_refuses_a_precision_that_no_worker_knows(
+    started: list[UpOptions], option: tuple[str, str]
+) -> None:
+    result = invoke("up", *option)
+
+    assert (result.exit_code, started) == (2, [])
+    assert option[1] in result.stderr
+
+
+def test_up_refuses_a_variable_that_no_process_knows(started: list[UpOptions]) -> None:
+    result = invoke("up", CYCLORA_POL_HOLD_S="3")
+
+    assert (result.exit_code, started) == (2, [])
+    assert "did you mean CYCLORA_POLL_HOLD_S?" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("command", "package"),
     [

@@ -3,13 +3,13 @@ from __future__ import annotations
 import pytest
 
 from cyclora_client.up.restart import (
-    EXIT_CONFIGURATION,
     MAX_DEATHS_BEFORE_READY,
     GiveUp,
     Restart,
     RestartPolicy,
 )
 from cyclora_core.clock import ManualClock
+from cyclora_core.environment import EXIT_CONFIGURATION
 
 
 @pytest.fixture

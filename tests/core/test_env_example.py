@@ -22,6 +22,10 @@ def test_the_example_is_up_to_date() -> None:
     assert (DEPLOY / "env.example").read_text() == generator().env_example()
 
 
+def test_the_list_of_known_names_is_up_to_date() -> None:
+    assert generator().NAMES_FILE.read_text() == generator().setting_names()
+
+
 def test_every_setting_says_what_it_means() -> None:
     for settings in generator()._PROCESSES.values():
         for name, field in settings.model_fields.items():

@@ -21,7 +21,7 @@ LONG_LEASE_S = 3600.0
 
 
 def scheduler_of(
-    store: Store, *, lease_s: float, idle_wait_s: float = 0.5, name: str = ""
+    store: Store, *, lease_s: float, idle_wait_s: float = 0.2, name: str = ""
 ) -> Scheduler:
     settings = SchedulerSettings(
         leader_lease_s=lease_s, idle_wait_s=idle_wait_s, scheduler_name=name

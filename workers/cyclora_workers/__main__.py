@@ -18,6 +18,7 @@ from structlog.contextvars import bind_contextvars
 from transformers import AutoTokenizer
 
 from cyclora_core.clock import SystemClock
+from cyclora_core.environment import EXIT_CONFIGURATION, settings_or_exit
 from cyclora_core.errors import FencedOut, UserError
 from cyclora_core.health import Health
 from cyclora_core.logs import configure_logs
@@ -41,7 +42,6 @@ _log = structlog.get_logger()
 _EXIT_FENCED = 75  # EX_TEMPFAIL: a supervisor should simply start the process again
 _PATIENCE_S = 7 * 24 * 3600.0
 """A store that is full or away is waited for: what is computed must not be lost to it."""
-_EXIT_CONFIG = 78  # EX_CONFIG: starting again with the same settings cannot help
 
 
 class CannotServe(Exception):
@@ -216,13 +216,13 @@ async def _tell(stopping: asyncio.Event, health: Health) -> None:
 
 
 def main() -> None:
-    settings = WorkerSettings()
+    settings = settings_or_exit(WorkerSettings)
     configure_logs("worker", level=settings.log_level, as_json=settings.log_json)
     try:
         asyncio.run(serve(settings))
     except* CannotServe as group:
         _log.error("base model cannot be served", reason=str(group.exceptions[0]))
-        sys.exit(_EXIT_CONFIG)
+        sys.exit(EXIT_CONFIGURATION)
     except* FencedOut as group:
         _log.warning("worker fenced out", reason=str(group.exceptions[0]))
         sys.exit(_EXIT_FENCED)

@@ -12,11 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cyclora_core.types import BaseWeights
 from cyclora_workers.architecture import UnsupportedModel, decoder_layers, is_mixture
 from cyclora_workers.frozen_weight import DenseWeight, FrozenWeight
-
-BaseWeights = Literal["as_loaded", "int8", "int4"]
-"""How a worker keeps the linear layers of its base model's decoder layers."""
 
 GROUP_SIZE = 64
 """Features in that share a scale and a minimum in 4 bits: these add half a bit to a weight in

@@ -8,6 +8,8 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from cyclora_core.types import BaseWeights, Dtype
+
 
 class WorkerSettings(BaseSettings):
     """Prefix ``CYCLORA_``."""
@@ -41,11 +43,11 @@ class WorkerSettings(BaseSettings):
     worker_name: str = "worker-0"
     """Stable name of this worker's place; a new process of the name replaces the old one."""
 
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Dtype = "auto"
     """Precision of the base model: auto is bfloat16 on a GPU, and on a CPU with instructions for it
     when the hidden size is at least 512; otherwise float32."""
 
-    base_weights: Literal["as_loaded", "int8", "int4"] = "as_loaded"
+    base_weights: BaseWeights = "as_loaded"
     """How the linear layers of the base model are kept: as_loaded in dtype, int8 and int4 in fewer
     bits. Fewer bits take less memory, cost time in every pass and change the base model a little,
     most in int4; adapters and activations stay as they are."""
@@ -133,7 +135,7 @@ class WorkerSettings(BaseSettings):
     """Tenants that get metrics of their own, those seen first; the others count together as
     ``other``. Very many make Prometheus slow and large; 0 names none."""
 
-    log_level: str = "INFO"
+    log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
     """DEBUG, INFO, WARNING or ERROR."""
 
     log_json: bool = True

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cyclora_client.up.errors import UpError
+from cyclora_core.types import BaseWeights, Dtype
 
 TINY_CHAT = "cyclora/tiny-chat"
 
@@ -52,7 +53,7 @@ class UpOptions:
     port: int = 8000
     """0 takes any free port, and keeps it for as long as ``up`` runs."""
     base_models: Sequence[ServedModel] = (ServedModel(TINY_CHAT, TINY_CHAT),)
-    dtype: str | None = None
+    dtype: Dtype | None = None
     num_threads: int | None = None
     store_memory_bytes: int | None = None
     """Memory the store may take; None is a quarter of the machine's.
@@ -60,7 +61,7 @@ class UpOptions:
     The server refuses new work from a part of it on, and says so. Little memory holds few waiting
     requests and results; too much takes from the workers what they need.
     """
-    base_weights: str | None = None
+    base_weights: BaseWeights | None = None
     commands: Commands = field(default_factory=Commands)
 
     def __post_init__(self) -> None:

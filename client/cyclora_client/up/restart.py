@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cyclora_core.clock import Clock
+from cyclora_core.environment import EXIT_CONFIGURATION
 
 FIRST_DELAY_S = 0.2
 MAX_DELAY_S = 5.0
@@ -12,8 +13,6 @@ STABLE_AFTER_S = 30.0
 """A child that was ready for this long starts again from the shortest delay."""
 
 MAX_DEATHS_BEFORE_READY = 5
-EXIT_CONFIGURATION = 78
-"""EX_CONFIG of sysexits: what it was told can never work, so it is not tried again."""
 
 
 @dataclass(frozen=True, slots=True)
