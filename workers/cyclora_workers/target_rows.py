@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from cyclora_workers.prefix_tree import PrefixTree
+from cyclora_workers.transfer import to_device
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,8 +50,8 @@ def target_rows(tree: PrefixTree, max_rows: int, device: torch.device) -> list[T
         for start in range(run_start, run_stop, max_rows):
             stop = min(start + max_rows, int(run_stop))
             last = first + (stop - start) * count
-            places_RC = torch.from_numpy(places_N[first:last].reshape(-1, count)).to(device)
-            found.append(TargetRows(int(start), stop, places_RC))
+            places_RC = torch.from_numpy(places_N[first:last].reshape(-1, count))
+            found.append(TargetRows(int(start), stop, to_device(places_RC, device)))
             first = last
     return found
 

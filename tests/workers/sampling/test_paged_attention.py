@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from cyclora_workers.sampling.kv_pool import BLOCK_TOKENS, KvPool, KvShape
-from cyclora_workers.sampling.paged_attention import PART_TOKENS, PagedAttention, PagedSpan
+from cyclora_workers.sampling.paged_attention import PagedAttention
+from cyclora_workers.sampling.part_plan import PART_TOKENS
+from cyclora_workers.sampling.step_rows import PagedSpan
 
 CPU = torch.device("cpu")
 HEAD_SIZE = 16
@@ -76,7 +78,7 @@ def reference(sequence: Heads, window: int | None) -> Tensor:
 def pool(num_kv_heads: int = 2, dtype: torch.dtype = torch.float32) -> KvPool:
     """Full of garbage but for the block of zeros: nothing may be read that was not written."""
     made = KvPool(KvShape(1, num_kv_heads, HEAD_SIZE, dtype, CPU), 300)
-    for blocks in (made.keys(0), made.values(0)):
+    for blocks in made.layer(0):
         blocks[1:] = 7.0
     return made
 
@@ -195,7 +197,7 @@ def test_long_prompts_attend_in_rounds_that_leave_the_bits(
 ) -> None:
     row = heads(700, 9)
     at_once = in_chunks(pool(), Tables().of(700), row)
-    monkeypatch.setattr("cyclora_workers.sampling.paged_attention._MAX_RESULTS", 1)
+    monkeypatch.setattr("cyclora_workers.sampling.part_plan._MAX_RESULTS", 1)
 
     assert torch.equal(at_once, in_chunks(pool(), Tables().of(700), row))
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cyclora_core.payload import Array
 from cyclora_workers.head import log_normalizers
+from cyclora_workers.transfer import HostCopies, to_device
 
 _SMALLEST_TEMPERATURE = 1e-30
 """Below this logits would overflow fp32; the distribution is a single token long before."""
@@ -92,20 +93,21 @@ def draw_alternatives(logits_SV: Tensor, temperature: float, uniforms_SK: Tensor
 
 
 def top_logprobs(
-    logits_SV: Tensor, rules: Sequence[DrawRule], ks: Sequence[int]
+    logits_SV: Tensor, rules: Sequence[DrawRule], ks: Sequence[int], copies: HostCopies
 ) -> list[TopkRow | None]:
     """The ``ks[s]`` most probable tokens of each row, None for 0, with logprobs as in ``choose``.
 
-    One group per k, for the reason that ``_groups`` gives.
+    One group per k, for the reason that ``_groups`` gives. The numbers are there when ``copies``
+    have been waited for.
     """
     found: list[TopkRow | None] = [None] * len(ks)
     for k in sorted(set(ks) - {0}):
         rows = [row for row, wanted in enumerate(ks) if wanted == k]
-        rows_S = torch.tensor(rows, device=logits_SV.device)
+        rows_S = _index(rows, logits_SV)
         scaled_SV = _scaled(logits_SV[rows_S], [rules[row] for row in rows])
         tokens_SK = scaled_SV.topk(k, -1).indices
-        logprobs_SK = logprobs_of(scaled_SV, tokens_SK).cpu().numpy()
-        tables = zip(rows, tokens_SK.to(torch.int32).cpu().numpy(), logprobs_SK, strict=True)
+        logprobs_SK = copies.of(logprobs_of(scaled_SV, tokens_SK)).numpy()
+        tables = zip(rows, copies.of(tokens_SK.to(torch.int32)).numpy(), logprobs_SK, strict=True)
         for row, tokens, logprobs in tables:
             found[row] = TopkRow(tokens, logprobs)
     return found
@@ -115,7 +117,7 @@ def _scaled(logits_SV: Tensor, rules: Sequence[DrawRule]) -> Tensor:
     divisors = [_divisor(rule) for rule in rules]
     if all(divisor == 1.0 for divisor in divisors):
         return logits_SV
-    divisors_S = torch.tensor(divisors, dtype=torch.float32, device=logits_SV.device)
+    divisors_S = to_device(torch.tensor(divisors, dtype=torch.float32), logits_SV.device)
     return logits_SV / divisors_S[:, None]
 
 
@@ -124,7 +126,7 @@ def _draw_all(logits_SV: Tensor, rules: Sequence[DrawRule], uniforms_SK: Tensor)
     for rows in _groups(rules):
         first = rules[rows[0]]
         is_all = len(rows) == len(rules)
-        rows_S = torch.tensor(rows, device=logits_SV.device)
+        rows_S = _index(rows, logits_SV)
         group_SV = logits_SV if is_all else logits_SV[rows_S]
         group_uniforms_SK = uniforms_SK if is_all else uniforms_SK[rows_S]
         if first.is_greedy:
@@ -135,6 +137,10 @@ def _draw_all(logits_SV: Tensor, rules: Sequence[DrawRule], uniforms_SK: Tensor)
         else:
             tokens_SK[rows_S] = _draw(group_SV, group_uniforms_SK)
     return tokens_SK
+
+
+def _index(rows: Sequence[int], like: Tensor) -> Tensor:
+    return to_device(torch.tensor(rows), like.device)
 
 
 def _divisor(rule: DrawRule) -> float:
@@ -175,7 +181,7 @@ def _draw_truncated(
     else:
         kept_SV, tokens_SV = torch.sort(logits_SV, stable=True, dim=-1, descending=True)
     cumulative_SV = torch.softmax(kept_SV, -1).cumsum(-1, dtype=torch.float64)
-    bounds_S1 = torch.tensor(top_p, dtype=torch.float64, device=logits_SV.device)[:, None]
+    bounds_S1 = to_device(torch.tensor(top_p, dtype=torch.float64), logits_SV.device)[:, None]
     bounds_S1 = bounds_S1 * cumulative_SV[:, -1:]
     # The first column whose cumulative mass reaches the bound is the last one kept.
     last_S1 = torch.searchsorted(cumulative_SV, bounds_S1).clamp_(max=cumulative_SV.shape[1] - 1)

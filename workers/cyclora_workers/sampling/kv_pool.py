@@ -2,7 +2,7 @@
 
 Layout, the same on every device, so that a paged kernel can read it through block tables::
 
-    keys(layer), values(layer): [num_blocks, block_tokens, num_kv_heads, head_size]
+    keys, values = layer(index): [num_blocks, block_tokens, num_kv_heads, head_size] each
 
 Position p of a sequence whose block table is ``blocks`` lies at ``[blocks[p // block_tokens],
 p % block_tokens]``. Block 0 holds zeros for ever; tables are filled up with it.
@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from cyclora_workers.transfer import to_device
 
 BLOCK_TOKENS = 16
 """Tokens of a block. Prefixes are shared in whole blocks, and each row leaves half a block unused
@@ -62,11 +64,14 @@ class KvPool:
             (layer_2BTGH[0], layer_2BTGH[1]) for layer_2BTGH in self._data_L2BTGH.unbind(0)
         ]
 
-    def keys(self, layer_index: int) -> Tensor:
-        return self._layers[layer_index][0]
+    @property
+    def block_tokens(self) -> int:
+        """Tokens of a block."""
+        return BLOCK_TOKENS
 
-    def values(self, layer_index: int) -> Tensor:
-        return self._layers[layer_index][1]
+    def layer(self, layer_index: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer, strided alike."""
+        return self._layers[layer_index]
 
     def write(self, layer_index: int, slots_T: Tensor, key_TGH: Tensor, value_TGH: Tensor) -> None:
         """Store tokens; a slot is a block's number times ``BLOCK_TOKENS`` plus the place in it."""
@@ -102,4 +107,4 @@ class KvPool:
             self._data_L2BTGH.index_copy_(2, self._index(targets), found)
 
     def _index(self, blocks: Sequence[int]) -> Tensor:
-        return torch.tensor(blocks, dtype=torch.int64, device=self.shape.device)
+        return to_device(torch.tensor(blocks, dtype=torch.int64), self.shape.device)

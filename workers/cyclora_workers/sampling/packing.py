@@ -11,8 +11,8 @@ from itertools import groupby
 
 from cyclora_workers.adapter import AdapterWeights
 from cyclora_workers.context import Segment
-from cyclora_workers.sampling.paged_attention import PagedSpan
 from cyclora_workers.sampling.request import Row, SampleRequest
+from cyclora_workers.sampling.step_rows import PagedSpan, StepRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +132,19 @@ def place(parts: Sequence[Part]) -> list[PlacedPart]:
         placed.append(PlacedPart(part, start))
         start = placed[-1].stop
     return placed
+
+
+def rows_of(placed: Sequence[PlacedPart]) -> StepRows:
+    """What the base model is given of these parts."""
+    tokens: list[int] = []
+    positions: list[int] = []
+    spans: list[PagedSpan] = []
+    for each in placed:
+        tokens += each.part.tokens()
+        positions += each.part.positions()
+        spans += each.part.spans(each.start)
+    segments = segments_of([(each.adapter, each.part.num_tokens) for each in placed])
+    return StepRows(tokens, positions, spans, segments)
 
 
 def segments_of(sizes: Sequence[tuple[AdapterWeights | None, int]]) -> list[Segment]:

@@ -24,6 +24,7 @@ from cyclora_core.samples import (
 )
 from cyclora_workers.sampling.choose import draw_alternatives, normalizers_of
 from cyclora_workers.sampling.randomness import Stream, uniforms
+from cyclora_workers.transfer import HostCopies, to_device
 
 LOGIT_ROWS = 128
 """Rows whose logits exist at one time; a [N, V] table of a long prompt would not fit."""
@@ -32,6 +33,9 @@ LOGIT_ROWS = 128
 @dataclass(frozen=True, slots=True)
 class ReportRows:
     """Prompt positions [start, stop), as predicted by the position before each.
+
+    The numbers are there once the copies that ``PromptReport.compute`` was given have been waited
+    for.
 
     Shapes:
         logprobs: [S] fp32. topk_tokens, topk_logprobs: [S, K]. alt_tokens, alt_logprobs: [S, A].
@@ -89,7 +93,11 @@ class PromptReport:
         return min(wanted)
 
     def compute(
-        self, hidden_TD: Tensor, first: int, logits: Callable[[Tensor], Tensor]
+        self,
+        hidden_TD: Tensor,
+        first: int,
+        logits: Callable[[Tensor], Tensor],
+        copies: HostCopies,
     ) -> list[ReportRows]:
         """Rows for the positions that follow those of ``hidden_TD``; changes nothing.
 
@@ -102,27 +110,28 @@ class PromptReport:
         for begin in range(max(0, self.first_wanted - 1 - first), num_rows, LOGIT_ROWS):
             end = min(begin + LOGIT_ROWS, num_rows)
             start, stop = first + begin + 1, first + end + 1
-            computed.append(self._rows(start, stop, logits(hidden_TD[begin:end])))
+            computed.append(self._rows(start, stop, logits(hidden_TD[begin:end]), copies))
         return computed
 
-    def _rows(self, start: int, stop: int, logits_SV: Tensor) -> ReportRows:
+    def _rows(self, start: int, stop: int, logits_SV: Tensor, copies: HostCopies) -> ReportRows:
         k = self._k
-        targets_S1 = self._tokens_N[start:stop, None].to(logits_SV.device)
+        targets_S1 = to_device(self._tokens_N[start:stop, None], logits_SV.device)
         topk_SK = logits_SV.topk(k, -1).indices
         alts_SA = self._alternatives(start, stop, logits_SV)
         normalizers_S1 = normalizers_of(logits_SV)
         columns = torch.cat((targets_S1, topk_SK, alts_SA), 1)
-        logprobs = (logits_SV.gather(1, columns) - normalizers_S1).cpu().numpy()
+        logprobs = copies.of(logits_SV.gather(1, columns) - normalizers_S1).numpy()
         of_targets = np.zeros(0, np.float32)
         if self._targets is not None:
-            of_targets = self._targets.logprobs(start, stop, logits_SV, normalizers_S1)
+            found = self._targets.logprobs(start, stop, logits_SV, normalizers_S1)
+            of_targets = copies.of(found).numpy()
         return ReportRows(
             start,
             stop,
             logprobs[:, 0],
-            topk_SK.to(torch.int32).cpu().numpy(),
+            copies.of(topk_SK.to(torch.int32)).numpy(),
             logprobs[:, 1 : 1 + k],
-            alts_SA.to(torch.int32).cpu().numpy(),
+            copies.of(alts_SA.to(torch.int32)).numpy(),
             logprobs[:, 1 + k :],
             of_targets,
         )
@@ -136,7 +145,7 @@ class PromptReport:
         draws = np.tile(np.arange(num_alts), stop - start)
         seeds = np.full(len(draws), self._seed, np.uint64)
         numbers = uniforms(seeds, draws, positions, Stream.ALTERNATIVES).reshape(shape)
-        uniforms_SA = torch.from_numpy(numbers).to(logits_SV.device)
+        uniforms_SA = to_device(torch.from_numpy(numbers), logits_SV.device)
         return draw_alternatives(logits_SV, self._temperature, uniforms_SA)
 
     def add(self, rows: ReportRows) -> None:
@@ -182,14 +191,13 @@ class _Targets:
         named = np.flatnonzero(self._tokens_C >= 0)
         return int(self._positions_C[named[0]]) if len(named) else self._cells.num_rows + 1
 
-    def logprobs(self, start: int, stop: int, logits_SV: Tensor, normalizers_S1: Tensor) -> Array:
+    def logprobs(self, start: int, stop: int, logits_SV: Tensor, normalizers_S1: Tensor) -> Tensor:
         """Of the cells in positions [start, stop); 0.0 where no token is named."""
-        cells = self._range(start, stop)
-        tokens = self._tokens_C[cells]
-        rows = torch.from_numpy(self._positions_C[cells] - start).to(logits_SV.device)
-        columns = torch.from_numpy(np.maximum(tokens, 0)).to(logits_SV.device)
-        logprobs = (logits_SV[rows, columns] - normalizers_S1[rows, 0]).cpu().numpy()
-        return np.where(tokens >= 0, logprobs, np.float32(0))
+        cells, device = self._range(start, stop), logits_SV.device
+        tokens = to_device(torch.from_numpy(self._tokens_C[cells]), device)
+        rows = to_device(torch.from_numpy(self._positions_C[cells] - start), device)
+        logprobs = logits_SV[rows, tokens.clamp(min=0)] - normalizers_S1[rows, 0]
+        return logprobs.masked_fill_(tokens < 0, 0.0)
 
     def add(self, start: int, stop: int, logprobs: Array) -> None:
         self._logprobs_C[self._range(start, stop)] = logprobs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -14,11 +14,12 @@ from cyclora_core.samples import SampleBody, SampleResult
 from cyclora_workers.adapter import AdapterWeights
 from cyclora_workers.base_model import BaseModel
 from cyclora_workers.sampling.chunking import PREFILL_BLOCK_TOKENS, share_prefill
-from cyclora_workers.sampling.kv_pool import BLOCK_TOKENS, KvShape
+from cyclora_workers.sampling.kv_pool import BLOCK_TOKENS, KvPool, KvShape
 from cyclora_workers.sampling.memory import KvMemory, Start, num_blocks_for
 from cyclora_workers.sampling.packing import DecodePart, Part, PrefillPart
 from cyclora_workers.sampling.request import Row, SampleRequest
 from cyclora_workers.sampling.step import PartOutcome, run_parts
+from cyclora_workers.sampling.step_model import StepModel, step_model_of
 from cyclora_workers.sampling.stopping import Detokenize
 from cyclora_workers.sampling.waiting import (
     WaitingRows,
@@ -26,7 +27,6 @@ from cyclora_workers.sampling.waiting import (
     row_to_preempt,
     row_to_yield,
 )
-from cyclora_workers.stacked_low_rank import StackCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,7 @@ class Sampler:
         max_kv_tokens: int,
         detokenize: Detokenize | None,
         prefill_chunk_tokens: int = 512,
+        new_step_model: Callable[[BaseModel, KvPool], StepModel] = step_model_of,
     ) -> None:
         """Start with nothing to do.
 
@@ -63,6 +64,7 @@ class Sampler:
             detokenize: text of token ids, for stop strings; None refuses those.
             prefill_chunk_tokens: prompt tokens per step; more delay the rows that decode, fewer
                 take longer until a long prompt's first token.
+            new_step_model: makes what computes the passes.
         """
         if prefill_chunk_tokens < PREFILL_BLOCK_TOKENS:
             raise ValueError(
@@ -80,7 +82,7 @@ class Sampler:
             base_model.device,
         )
         self._memory = KvMemory(shape, max_kv_tokens)
-        self._stacks = StackCache()
+        self._model = new_step_model(base_model, self._memory.pool)
         self._arrivals = count()
         self._requests: dict[str, SampleRequest] = {}
         self._waiting = WaitingRows()
@@ -184,7 +186,7 @@ class Sampler:
         if request is not None:
             self._let_go(request.rows)
         if self.is_idle:
-            self._stacks.clear()
+            self._model.release()
 
     def take_partials(self) -> list[Partial]:
         """What streamed requests got since this was last asked.
@@ -204,7 +206,7 @@ class Sampler:
                 self._memory.prepare()
                 self._run(parts)
         if self.is_idle:
-            self._stacks.clear()
+            self._model.release()
         finished, self._finished = self._finished, []
         return finished
 
@@ -270,7 +272,7 @@ class Sampler:
 
     def _run(self, parts: Sequence[Part]) -> None:
         try:
-            outcomes = run_parts(self._base_model, self._memory.pool, self._stacks, parts)
+            outcomes = run_parts(self._base_model, self._model, parts)
         except Exception as error:  # noqa: BLE001 - boundary: one request must not fail the others
             if len(parts) == 1:
                 self._end(parts[0].request, error)

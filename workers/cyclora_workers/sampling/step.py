@@ -3,6 +3,9 @@
 Nothing here changes a request; what was found is applied afterwards, so a pass that fails can be
 run again for each request alone.
 
+The host waits for the device once, at the end: which tokens were drawn decides what the next step
+is fed and who has ended, so every step needs them. What prompts report comes in the same wait.
+
 Legend: T packed tokens, S rows that draw, K draws per row, D hidden, V vocabulary.
 """
 
@@ -16,22 +19,22 @@ import torch
 from torch import Tensor
 
 from cyclora_workers.base_model import BaseModel
-from cyclora_workers.context import PassContext, Segment
-from cyclora_workers.sampling.choose import choose, top_logprobs
-from cyclora_workers.sampling.kv_pool import KvPool
+from cyclora_workers.context import Segment
+from cyclora_workers.sampling.choose import TopkRow, choose, top_logprobs
 from cyclora_workers.sampling.packing import (
     DecodePart,
     Draw,
     Part,
     PlacedPart,
     place,
+    rows_of,
     segments_of,
 )
-from cyclora_workers.sampling.paged_attention import PagedAttention, PagedSpan
 from cyclora_workers.sampling.prompt_report import LOGIT_ROWS, ReportRows
 from cyclora_workers.sampling.randomness import uniforms
 from cyclora_workers.sampling.request import Drawn
-from cyclora_workers.stacked_low_rank import StackCache
+from cyclora_workers.sampling.step_model import StepModel
+from cyclora_workers.transfer import HostCopies, to_device
 
 
 @dataclass(slots=True)
@@ -43,58 +46,69 @@ class PartOutcome:
     report_rows: list[ReportRows] = field(default_factory=list[ReportRows])
 
 
-def run_parts(
-    base_model: BaseModel, pool: KvPool, stacks: StackCache, parts: Sequence[Part]
-) -> list[PartOutcome]:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Choices:
+    """What some draws have chosen, and whose outcomes they are; [S, K] tensors on the host.
+
+    Their numbers are there once the copies have been waited for.
+    """
+
+    draws: Sequence[tuple[Draw, PartOutcome]]
+    tokens_SK: Tensor
+    logprobs_SK: Tensor
+    topk: Sequence[TopkRow | None]
+
+
+def run_parts(base_model: BaseModel, model: StepModel, parts: Sequence[Part]) -> list[PartOutcome]:
     """Run the parts of all requests in one pass; the pool gets keys and values, uncounted."""
     placed = place(parts)
-    tokens: list[int] = []
-    positions: list[int] = []
-    spans: list[PagedSpan] = []
-    for each in placed:
-        tokens += each.part.tokens()
-        positions += each.part.positions()
-        spans += each.part.spans(each.start)
-    segments = segments_of([(each.adapter, each.part.num_tokens) for each in placed])
-    context = PassContext(segments, PagedAttention(pool, spans), stacked=stacks.over(segments))
-    hidden_TD = base_model.hidden(
-        torch.tensor(tokens, device=base_model.device),
-        torch.tensor(positions, device=base_model.device),
-        context,
-    )
+    hidden_TD = model.hidden(rows_of(placed))
     outcomes = [PartOutcome(each.part) for each in placed]
     draws = [
         (draw, outcome)
         for each, outcome in zip(placed, outcomes, strict=True)
         for draw in each.part.draws(each.start)
     ]
-    for begin in range(0, len(draws), LOGIT_ROWS):
-        _draw(base_model, stacks, hidden_TD, draws[begin : begin + LOGIT_ROWS])
+    copies = HostCopies()
+    choices = [
+        _choose(model, hidden_TD, draws[begin : begin + LOGIT_ROWS], copies)
+        for begin in range(0, len(draws), LOGIT_ROWS)
+    ]
     for each, outcome in zip(placed, outcomes, strict=True):
-        outcome.report_rows = _report(base_model, hidden_TD, each)
+        outcome.report_rows = _report(base_model, hidden_TD, each, copies)
+    copies.wait()
+    for chosen in choices:
+        _hand_out(chosen)
     return outcomes
 
 
-def _draw(
-    base_model: BaseModel,
-    stacks: StackCache,
+def _choose(
+    model: StepModel,
     hidden_TD: Tensor,
     chunk: Sequence[tuple[Draw, PartOutcome]],
-) -> None:
+    copies: HostCopies,
+) -> _Choices:
     draws = [draw for draw, _ in chunk]
-    positions_S = torch.tensor([draw.position for draw in draws], device=hidden_TD.device)
+    positions_S = to_device(torch.tensor([draw.position for draw in draws]), hidden_TD.device)
     segments = segments_of([(draw.request.adapter, 1) for draw in draws])
-    stacked = stacks.over(segments, may_shrink=False)
-    logits_SV = base_model.logits(hidden_TD.index_select(0, positions_S), segments, stacked)
+    logits_SV = model.logits(hidden_TD.index_select(0, positions_S), segments)
     rules = [draw.request.draw_rule for draw in draws]
-    uniforms_SK = torch.from_numpy(_uniforms(draws)).to(logits_SV.device)
+    uniforms_SK = to_device(torch.from_numpy(_uniforms(draws)), logits_SV.device)
     tokens_SK, logprobs_SK = choose(logits_SV, rules, uniforms_SK)
-    topk = top_logprobs(logits_SV, rules, [draw.request.topk_sample_logprobs for draw in draws])
-    chosen = zip(chunk, tokens_SK.tolist(), logprobs_SK.tolist(), topk, strict=True)
-    for (draw, outcome), tokens, logprobs, topk_row in chosen:
+    ks = [draw.request.topk_sample_logprobs for draw in draws]
+    topk = top_logprobs(logits_SV, rules, ks, copies)
+    return _Choices(chunk, copies.of(tokens_SK), copies.of(logprobs_SK), topk)
+
+
+def _hand_out(choices: _Choices) -> None:
+    tokens_SK, logprobs_SK = choices.tokens_SK.tolist(), choices.logprobs_SK.tolist()
+    chosen = zip(choices.draws, tokens_SK, logprobs_SK, choices.topk, strict=True)
+    for (draw, outcome), tokens, logprobs, topk in chosen:
+        # Rows keep their tables until they end.
+        table = None if topk is None else TopkRow(topk.tokens.copy(), topk.logprobs.copy())
         # Not strict: there are as many columns as the draw with the most rows has.
         outcome.drawn += [
-            Drawn(row, token, logprob, topk_row)
+            Drawn(row, token, logprob, table)
             for row, token, logprob in zip(draw.rows, tokens, logprobs, strict=False)
         ]
 
@@ -116,7 +130,9 @@ def _uniforms(draws: Sequence[Draw]) -> np.ndarray[tuple[int, ...], np.dtype[np.
     return uniforms_SK
 
 
-def _report(base_model: BaseModel, hidden_TD: Tensor, placed: PlacedPart) -> list[ReportRows]:
+def _report(
+    base_model: BaseModel, hidden_TD: Tensor, placed: PlacedPart, copies: HostCopies
+) -> list[ReportRows]:
     part = placed.part
     if isinstance(part, DecodePart) or part.request.has_prompt:
         return []
@@ -125,4 +141,4 @@ def _report(base_model: BaseModel, hidden_TD: Tensor, placed: PlacedPart) -> lis
         return base_model.logits(hidden_SD, [Segment(0, hidden_SD.shape[0], placed.adapter)])
 
     rows_TD = hidden_TD[placed.start : placed.stop]
-    return part.request.report.compute(rows_TD, part.row.num_cached, logits)
+    return part.request.report.compute(rows_TD, part.row.num_cached, logits, copies)
