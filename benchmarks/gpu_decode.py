@@ -14,9 +14,10 @@ from cyclora_core.operations import LoraConfig
 from cyclora_workers.adapter import AdapterState
 from cyclora_workers.base_model import BaseModel
 from cyclora_workers.context import Segment
-from cyclora_workers.cuda.decode_graphs import DecodeGraphs
-from cyclora_workers.cuda.paged_attention import PagedSpan
-from cyclora_workers.cuda.segment_table import AddressBook
+from cyclora_workers.cuda.decode_graphs import RecordingLimits
+from cyclora_workers.cuda.grouped_linear import GroupedLinears
+from cyclora_workers.cuda.step_model import KernelStepModel
+from cyclora_workers.sampling.step_rows import PagedSpan, StepRows
 
 BLOCK_TOKENS = 16
 LORA_RANK = 8
@@ -51,16 +52,15 @@ class Pool:
 
 
 def decode_step(
-    base_model: BaseModel, graphs: DecodeGraphs, spans: list[PagedSpan], segments: list[Segment]
+    model: KernelStepModel, spans: list[PagedSpan], segments: list[Segment]
 ) -> Callable[[], None]:
-    tokens = np.zeros(len(spans), np.int64)
-    places = np.asarray([span.first for span in spans])
+    rows = StepRows([0] * len(spans), [span.first_position for span in spans], spans, segments)
 
+    @torch.inference_mode()
     def step() -> None:
-        hidden_TD = graphs.hidden(tokens, places, spans, segments)
-        assert hidden_TD is not None, "the step cannot be recorded"
-        with torch.inference_mode():
-            base_model.logits(hidden_TD, segments).argmax(-1).tolist()
+        hidden_TD = model.hidden(rows)
+        assert model.num_recordings == 1, "the step cannot be recorded"
+        model.logits(hidden_TD, segments).argmax(-1).tolist()
 
     return step
 
@@ -74,11 +74,12 @@ def decode_rows(
     blocks_each = num_context // BLOCK_TOKENS + 1
     config = LoraConfig(LORA_RANK, train_unembed=False)
     states = [AdapterState.create(base_model, config) for _ in range(decoding.num_adapters)]
-    book = AddressBook([module.name for module in base_model.target_modules])
+    linears = GroupedLinears(base_model.linear_names, base_model.device)
     frozen = sum(module.in_features * module.out_features for module in base_model.target_modules)
     for num_rows in counts:
         pool = Pool(base_model, num_rows * blocks_each)
-        graphs = DecodeGraphs(base_model, book, pool, max_rows=num_rows + 32)
+        limits = RecordingLimits(num_rows + 32, 1, 1, 0)
+        model = KernelStepModel(base_model, linears, pool, limits=limits)
         blocks = np.random.default_rng(0).permutation(num_rows * blocks_each)
         spans = [
             PagedSpan(row, row + 1, num_context - 1, each)
@@ -87,11 +88,11 @@ def decode_rows(
         owners = [state.weights for state in states]
         segments = [Segment(r, r + 1, owners[r * len(owners) // num_rows]) for r in range(num_rows)]
         # It ends on the host with the tokens, so it needs no waiting for the device.
-        step = decode_step(base_model, graphs, spans, segments)
+        step = decode_step(model, spans, segments)
         found = interleaved({"ours": step}, decoding.num_rounds, f"{num_rows} rows", num_warm_ups=2)
         speed = found.per_s("ours", num_rows)
         cached = 4 * base_model.num_layers * base_model.num_kv_heads * base_model.head_size
         bound = num_rows * decoding.bytes_per_s / (2 * frozen + num_rows * num_context * cached)
         rows.append([str(num_rows), f"{speed:,.0f}", f"{bound:,.0f}", f"{speed / bound:.2f}"])
-        del step, graphs, pool
+        del step, model, pool
     return rows

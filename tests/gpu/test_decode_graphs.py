@@ -9,9 +9,10 @@ from torch import Tensor
 
 from cyclora_workers.base_model import BaseModel
 from cyclora_workers.context import PassContext, Segment
-from cyclora_workers.cuda.decode_graphs import DecodeGraphs
-from cyclora_workers.cuda.paged_attention import PagedAttention, PagedSpan
+from cyclora_workers.cuda.decode_graphs import DecodeGraphs, RecordingLimits
+from cyclora_workers.cuda.paged_attention import PagedAttention
 from cyclora_workers.cuda.segment_table import AddressBook
+from cyclora_workers.sampling.step_rows import PagedSpan, StepRows
 from gpu.conftest import Pair
 from parity.tolerances import FORWARD, close
 from workers.builders import random_adapter
@@ -43,8 +44,8 @@ class Pool:
 def test_a_replayed_step_equals_the_step_itself(pair: Pair) -> None:
     base_model = pair.gpu
     pool = Pool(base_model)
-    book = AddressBook([module.name for module in base_model.target_modules])
-    graphs = DecodeGraphs(base_model, book, pool, max_rows=64)
+    book = AddressBook(base_model.linear_names)
+    graphs = DecodeGraphs(base_model, book, pool, RecordingLimits(64, 4, 1, 0))
     states = [random_adapter(base_model, rank, rank) for rank in (1, 8, 16)]
     rng = np.random.default_rng(0)
     for num_rows in (3, 40, 17):
@@ -56,10 +57,9 @@ def test_a_replayed_step_equals_the_step_itself(pair: Pair) -> None:
         ]
         segments = [Segment(r, r + 1, states[r % 3].weights) for r in range(num_rows)]
 
-        replayed = graphs.hidden(tokens, places, spans, segments)
+        replayed = graphs.hidden(StepRows(tokens.tolist(), places.tolist(), spans, segments))
 
-        heads_per_group = base_model.num_heads // base_model.num_kv_heads
-        plan = PagedAttention.of(pool, spans, num_rows, heads_per_group, base_model.device)
+        plan = PagedAttention.of(pool, spans, base_model.heads_per_group, base_model.device)
         with torch.inference_mode():
             expected = base_model.hidden(
                 torch.from_numpy(tokens).to(base_model.device),

@@ -90,7 +90,8 @@ class BaseModel:
         self._holder = PassHolder(device)
         self._inner: Any = model.get_decoder()
         self.target_modules: list[TargetModule] = _adopt_linears(model, self._inner, self._holder)
-        self._grouped: GroupedLinears | None = None
+        self.grouped: GroupedLinears | None = None
+        """Kernels for the device, where there are any."""
         self._fuse()
         make_recomputable(decoder_layers(self._inner), self._holder)
         head = model.get_output_embeddings()
@@ -103,7 +104,7 @@ class BaseModel:
             TargetModule(names[0], head.in_features, head.out_features, ModuleGroup.UNEMBED)
         )
         if can_group(device):
-            self._grouped = GroupedLinears([module.name for module in self.target_modules], device)
+            self.grouped = GroupedLinears(self.linear_names, device)
         check_passes(self, model)
 
     @torch.no_grad()
@@ -158,6 +159,20 @@ class BaseModel:
         return base_model
 
     @property
+    def linear_names(self) -> list[str]:
+        """Linear layers that may be told of their rows' adapters, the unembedding among them.
+
+        Also those that no adapter targets, such as routers.
+        """
+        found = [m.name for m in self._inner.modules() if isinstance(m, MultiAdapterLinear)]
+        return [*found, self.unembedding.name]
+
+    @property
+    def heads_per_group(self) -> int:
+        """Query heads per key-value head."""
+        return self.num_heads // self.num_kv_heads
+
+    @property
     def embedding(self) -> nn.Module:
         """The frozen layer that tokens enter by."""
         return self._inner.get_input_embeddings()
@@ -186,8 +201,8 @@ class BaseModel:
     ) -> Any:
         """Call a Hugging Face module of this model while its linear layers see ``context``."""
         assert self._holder.context is None, "a pass of this base model is running already"
-        if self._grouped is not None:
-            context = self._grouped.prepared(context)
+        if self.grouped is not None:
+            context = self.grouped.prepared(context)
         self._holder.context = context
         try:
             return module(
@@ -214,7 +229,10 @@ class BaseModel:
         """
         num_rows = hidden_TD.shape[0]
         padded_TD = functional.pad(hidden_TD, (0, 0, 0, align_rows(num_rows) - num_rows))
-        return self.unembedding.sampled_logits(padded_TD, segments, stacked)[:num_rows]
+        grouped = None
+        if self.grouped is not None:
+            grouped = self.grouped.low_rank(segments, self.unembedding.name)
+        return self.unembedding.sampled_logits(padded_TD, segments, stacked, grouped)[:num_rows]
 
 
 def _adopt_linears(

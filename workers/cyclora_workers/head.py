@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from cyclora_workers.context import ROW_ALIGNMENT, Segment, align_rows
+from cyclora_workers.cuda.low_rank import LowRank
 from cyclora_workers.logit_rule import NO_RULE, LogitRule
 from cyclora_workers.losses import TokenLoss
 from cyclora_workers.low_rank import (
@@ -74,15 +75,24 @@ class Unembedding:
         return logits_TV, lows
 
     def sampled_logits(
-        self, hidden_TD: Tensor, segments: Sequence[Segment], stacked: StackedLowRank | None
+        self,
+        hidden_TD: Tensor,
+        segments: Sequence[Segment],
+        stacked: StackedLowRank | None,
+        grouped: LowRank | None = None,
     ) -> Tensor:
-        """The same logits, to the bit, where no backward pass follows.
+        """The same logits, on a CPU to the bit, where no backward pass follows.
+
+        With ``grouped`` all segments are computed by one kernel.
 
         Shapes:
             As ``logits``.
         """
         hidden_TD, logits_TV = self._base_logits(hidden_TD)
-        add_low_ranks_(logits_TV, hidden_TD, self.name, segments, stacked)
+        if grouped is not None:
+            grouped.add_(logits_TV, hidden_TD)
+        else:
+            add_low_ranks_(logits_TV, hidden_TD, self.name, segments, stacked)
         self.rule.apply_(logits_TV)
         return logits_TV
 

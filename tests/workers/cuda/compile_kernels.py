@@ -7,6 +7,7 @@ A program of its own, run with TRITON_INTERPRET=0: Triton reads that once per pr
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from triton.backends.compiler import GPUTarget
@@ -23,12 +24,13 @@ POINTERS = {
     "scalings": "*fp32",
     "tile_segments": "*i32",
     "tile_starts": "*i32",
+    "matrix_like": "*bf16",
     "owner_bounds": "*i32",
     "owner_segments": "*i32",
     "gradient_like": "*fp32",
     "slots_T": "*i64",
-    "lse_PTN": "*fp32",
-    "part_PTNH": "*fp32",
+    "lse_PYN": "*fp32",
+    "part_PYNH": "*fp32",
     "block_tables_SB": "*i32",
     "tile_sequences": "*i32",
     "tile_rows": "*i32",
@@ -47,15 +49,15 @@ SIZES = {
 }
 
 
-def compiled(kernel: Any, **fixed: Any) -> Any:
+def compiled(kernel: Any, pointers: Mapping[str, str] = POINTERS, /, **fixed: Any) -> Any:
     signature: dict[str, str] = {}
     constants: dict[str, Any] = {}
     for name in kernel.arg_names:
         if name in fixed or name in SIZES:
             constants[name] = fixed.get(name, SIZES.get(name))
             signature[name] = "constexpr"
-        elif name in POINTERS:
-            signature[name] = POINTERS[name]
+        elif name in pointers:
+            signature[name] = pointers[name]
         elif name.split("_")[-1].isupper() or name.endswith("_pool"):
             signature[name] = "*bf16"
         else:
@@ -69,8 +71,12 @@ def main() -> None:
         for kernel in (low_rank_kernels.shrink, low_rank_kernels.expand):
             compiled(kernel, NUM_PARTIALS=partials, **options)
         compiled(low_rank_kernels.accumulate, **options)
-    for kernel in (paged_kernels.write, paged_kernels.attend, paged_kernels.join):
-        compiled(kernel)
+    logits = {**POINTERS, "y_TK": "*fp32"}
+    compiled(low_rank_kernels.expand, logits, NUM_PARTIALS=8, BY_COLUMN=True, IS_SCALED=True)
+    compiled(paged_kernels.write)
+    for is_joined in (True, False):
+        compiled(paged_kernels.attend, IS_JOINED=is_joined)
+        compiled(paged_kernels.join, HAS_SINKS=is_joined)
 
 
 if __name__ == "__main__":

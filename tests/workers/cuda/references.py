@@ -12,16 +12,24 @@ from torch import Tensor
 
 
 def attend_row(
-    query_NH: Tensor, keys_LGH: Tensor, values_LGH: Tensor, scaling: float, window: int | None
+    query_NH: Tensor,
+    keys_LGH: Tensor,
+    values_LGH: Tensor,
+    scaling: float,
+    window: int | None,
+    sinks_N: Tensor | None = None,
 ) -> Tensor:
-    """One query at the last of L positions. Shapes: returns [N, H] fp32."""
+    """One query at the last of L positions; sinks are one more score. Shapes: [N, H] fp32."""
     first = 0 if window is None else max(0, keys_LGH.shape[0] - window)
     heads_per_group = query_NH.shape[0] // keys_LGH.shape[1]
     heads: list[Tensor] = []
     for head, query_H in enumerate(query_NH.float()):
         keys_LH = keys_LGH[first:, head // heads_per_group].float()
         values_LH = values_LGH[first:, head // heads_per_group].float()
-        heads.append(torch.softmax(keys_LH @ query_H * scaling, 0) @ values_LH)
+        scores_L = keys_LH @ query_H * scaling
+        if sinks_N is not None:
+            scores_L = torch.cat((scores_L, sinks_N[head, None]))
+        heads.append(torch.softmax(scores_L, 0)[: keys_LH.shape[0]] @ values_LH)
     return torch.stack(heads)
 
 

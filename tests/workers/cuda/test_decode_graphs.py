@@ -6,8 +6,8 @@ records what the function queues, tests/gpu shows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,37 +16,18 @@ from torch import Tensor
 
 from cyclora_workers.base_model import BaseModel
 from cyclora_workers.context import PassContext, Segment
-from cyclora_workers.cuda.decode_graphs import Bucket, DecodeGraphs, Graph
-from cyclora_workers.cuda.paged_attention import PagedAttention, PagedSpan
+from cyclora_workers.cuda.decode_graphs import Bucket, DecodeGraphs, RecordingLimits
+from cyclora_workers.cuda.graph import Graph
+from cyclora_workers.cuda.paged_attention import PagedAttention
 from cyclora_workers.cuda.segment_table import AddressBook
+from cyclora_workers.sampling.step_rows import PagedSpan, StepRows
+from parity.families import FAMILIES
 from parity.tolerances import FORWARD, close
 from workers.builders import ARCHITECTURES, VOCAB_SIZE, load, packed, positions, random_adapter
+from workers.cuda.graphs import CallingGraph, RefusingGraph
 
 BLOCK_TOKENS = 4
-
-
-@dataclass
-class CallingGraph:
-    """Replays by calling; writes into the output that it gave out when it recorded."""
-
-    function: Callable[[], Tensor] | None = None
-    output: Tensor = field(default_factory=lambda: torch.empty(0))
-    num_replays: int = 0
-
-    def record(self, function: Callable[[], Tensor]) -> Tensor:
-        self.function = function
-        self.output = function().clone()
-        return self.output
-
-    def replay(self) -> None:
-        assert self.function is not None
-        self.num_replays += 1
-        self.output.copy_(self.function())
-
-
-class RefusingGraph(CallingGraph):
-    def record(self, function: Callable[[], Tensor]) -> Tensor:
-        raise RuntimeError("operation not permitted when stream is capturing")
+AT_ONCE = RecordingLimits(max_rows=64, min_steps=1, min_steps_between=0)
 
 
 class Pool:
@@ -88,7 +69,7 @@ class Decoding:
             [next(blocks) for _ in range(-(-length // BLOCK_TOKENS))] for length in lengths
         ]
         self.pool = Pool(base_model, 64)
-        self.book = AddressBook([module.name for module in base_model.target_modules])
+        self.book = AddressBook(base_model.linear_names)
         self._prefill()
 
     def segments(self, row_counts: Sequence[int]) -> list[Segment]:
@@ -106,26 +87,30 @@ class Decoding:
             for stop, count, blocks in zip(stops, counts, self.blocks, strict=True)
         ]
         tokens = np.concatenate([each[:-1] for each in self.sequences])
-        heads_per_group = self.base_model.num_heads // self.base_model.num_kv_heads
-        plan = PagedAttention.of(
-            self.pool, spans, stops[-1], heads_per_group, self.base_model.device
-        )
+        device = self.base_model.device
+        plan = PagedAttention.of(self.pool, spans, self.base_model.heads_per_group, device)
         context = PassContext(self.segments(counts), plan)
         with torch.inference_mode():
             self.base_model.hidden(torch.from_numpy(tokens), positions(counts), context)
 
-    def step(self, graphs: DecodeGraphs, chosen: slice = slice(None)) -> Tensor | None:
+    def rows(self, chosen: slice = slice(None)) -> StepRows:
+        """The last tokens of these sequences."""
         indices = range(len(self.lengths))[chosen]
-        spans = [
-            PagedSpan(row, row + 1, self.lengths[index] - 1, self.blocks[index])
-            for row, index in enumerate(indices)
-        ]
-        segments = [
-            Segment(row, row + 1, self.adapters[index].weights) for row, index in enumerate(indices)
-        ]
-        tokens = np.asarray([self.sequences[index][-1] for index in indices])
-        places = np.asarray([self.lengths[index] - 1 for index in indices])
-        return graphs.hidden(tokens, places, spans, segments)
+        return StepRows(
+            [int(self.sequences[index][-1]) for index in indices],
+            [self.lengths[index] - 1 for index in indices],
+            [
+                PagedSpan(row, row + 1, self.lengths[index] - 1, self.blocks[index])
+                for row, index in enumerate(indices)
+            ],
+            [
+                Segment(row, row + 1, self.adapters[index].weights)
+                for row, index in enumerate(indices)
+            ],
+        )
+
+    def step(self, graphs: DecodeGraphs, chosen: slice = slice(None)) -> Tensor | None:
+        return graphs.hidden(self.rows(chosen))
 
     def expected(self) -> Tensor:
         """Hidden states of the last tokens, each sequence run as a whole. Shapes: [n, D]."""
@@ -135,13 +120,13 @@ class Decoding:
             hidden_TD = self.base_model.hidden(tokens, positions(self.lengths), context)
         return hidden_TD[torch.tensor(np.cumsum(self.lengths) - 1)]
 
-    def graphs(self, graph: type[CallingGraph] = CallingGraph, max_rows: int = 64) -> DecodeGraphs:
+    def graphs(
+        self, graph: type[CallingGraph] = CallingGraph, limits: RecordingLimits = AT_ONCE
+    ) -> DecodeGraphs:
         def new_graph() -> Graph:
             return graph()
 
-        return DecodeGraphs(
-            self.base_model, self.book, self.pool, max_rows=max_rows, new_graph=new_graph
-        )
+        return DecodeGraphs(self.base_model, self.book, self.pool, limits, new_graph=new_graph)
 
 
 @pytest.fixture
@@ -190,7 +175,7 @@ def test_a_bucket_holds_its_step(rows: int, tokens: int, rank: int) -> None:
 
 
 def test_a_step_beyond_the_largest_bucket_is_left_to_the_caller(decoding: Decoding) -> None:
-    graphs = decoding.graphs(max_rows=31)
+    graphs = decoding.graphs(limits=RecordingLimits(31, 1, 1, 0))
 
     assert decoding.step(graphs) is None
     assert graphs.num_recordings == 0
@@ -202,3 +187,63 @@ def test_a_model_that_cannot_be_recorded_is_asked_once(decoding: Decoding) -> No
     assert decoding.step(graphs) is None
     assert decoding.step(graphs) is None
     assert graphs.num_recordings == 0
+
+
+def test_a_bucket_is_recorded_when_it_comes_again_and_again(decoding: Decoding) -> None:
+    graphs = decoding.graphs(limits=RecordingLimits(min_steps=3, min_steps_between=0))
+
+    found = [decoding.step(graphs) is not None for _ in range(4)]
+
+    assert found == [False, False, True, True]
+
+
+def test_nobody_waits_for_two_recordings_in_a_row(decoding: Decoding) -> None:
+    graphs = decoding.graphs(limits=RecordingLimits(min_steps=1, min_steps_between=3))
+    decoding.step(graphs, slice(0, 2))
+
+    found = [decoding.step(graphs) is not None for _ in range(4)]
+
+    assert found == [False, False, True, True]
+    assert graphs.num_recordings == 2
+
+
+def test_a_larger_recording_serves_until_the_bucket_has_its_own(decoding: Decoding) -> None:
+    graphs = decoding.graphs(limits=RecordingLimits(min_steps=1, min_steps_between=3))
+    decoding.step(graphs)
+
+    hidden = decoding.step(graphs, slice(0, 2))
+
+    assert graphs.num_recordings == 1
+    assert hidden is not None
+    close(hidden, decoding.expected()[:2], FORWARD[torch.float32])
+
+
+def test_the_recording_used_longest_ago_makes_way(decoding: Decoding) -> None:
+    limits = RecordingLimits(max_recordings=1, min_steps=1, min_steps_between=0)
+    graphs = decoding.graphs(limits=limits)
+    decoding.step(graphs, slice(0, 2))
+    decoding.step(graphs)
+
+    assert graphs.num_recordings == 1
+    assert decoding.step(graphs) is not None
+
+
+def test_a_recording_follows_rows_that_grow_into_new_blocks(decoding: Decoding) -> None:
+    """Tables are only told what is new, and rows may change their places."""
+    graphs = decoding.graphs()
+    decoding.step(graphs)
+    decoding.step(graphs, slice(1, 3))
+
+    hidden = decoding.step(graphs)
+
+    assert hidden is not None
+    close(hidden, decoding.expected(), FORWARD[torch.float32])
+
+
+def test_a_mixture_is_not_recorded(tmp_path: Path) -> None:
+    """Its router decides on the device how many rows an expert gets."""
+    mixture = load(FAMILIES["qwen3-moe"].make(), tmp_path)
+    book = AddressBook(mixture.linear_names)
+    graphs = DecodeGraphs(mixture, book, Pool(mixture, 4), AT_ONCE, new_graph=CallingGraph)
+
+    assert graphs.hidden(StepRows([5], [0], [PagedSpan(0, 1, 0, [1])], [])) is None

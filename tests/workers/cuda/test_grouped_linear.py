@@ -16,6 +16,7 @@ from cyclora_workers.context import PassContext, Segment
 from cyclora_workers.cuda.grouped_linear import GroupedLinears, can_group
 from cyclora_workers.cuda.low_rank import MAX_GROUPED_ROWS, is_grouped
 from cyclora_workers.pass_blocks import PassItem
+from parity.families import FAMILIES
 from parity.tolerances import FORWARD, GRADIENT, close
 from workers.builders import (
     ARCHITECTURES,
@@ -28,11 +29,14 @@ from workers.builders import (
 )
 
 
-@pytest.fixture(scope="module", params=["as_loaded", "int8", "int4"])
+@pytest.fixture(scope="module", params=["as_loaded", "int8", "int4", "mixture"])
 def base_model(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> BaseModel:
     folder = tmp_path_factory.mktemp("base")
+    if request.param == "mixture":
+        # Its routers are linear layers that no adapter targets.
+        return load(FAMILIES["qwen3-moe"].make(), folder)
     return load(ARCHITECTURES["qwen2"](), folder, base_weights=request.param)
 
 
@@ -62,8 +66,8 @@ def test_a_model_trains_alike_with_grouped_layers(
     if kernel_device.type != "cpu":
         pytest.skip("the base model is on the CPU")
     theirs, their_gradients = results(base_model)
-    names = [module.name for module in base_model.target_modules]
-    monkeypatch.setattr(base_model, "_grouped", GroupedLinears(names, kernel_device))
+    grouped = GroupedLinears(base_model.linear_names, kernel_device)
+    monkeypatch.setattr(base_model, "grouped", grouped)
 
     ours, our_gradients = results(base_model)
 

@@ -250,3 +250,19 @@ def test_addresses_are_forgotten_with_the_weights() -> None:
 
     del weights
     assert len(book._known) == 0  # pyright: ignore[reportPrivateUsage]
+
+
+def test_fp32_outputs_take_half_precision_matrices(
+    kernel_device: torch.device, kernel_dtype: torch.dtype
+) -> None:
+    """As logits do: fp32 of hidden states in the base model's dtype, in rows that lie apart."""
+    segments = segments_of(POPULARITIES["distinct"], kernel_dtype, kernel_device)
+    case = Case(segments, kernel_dtype, kernel_device, 8)
+    expected, _, _ = case.expected()
+    y_TF = torch.zeros(8, OUT + 24, device=kernel_device)[:, :OUT]
+    y_TF.copy_(case.y_TF)
+
+    case.low_rank.add_(y_TF, case.x_TD)
+
+    assert y_TF.dtype is torch.float32
+    close(y_TF, expected, FORWARD[kernel_dtype])

@@ -12,8 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from cyclora_workers.cuda import paged_attention
-from cyclora_workers.cuda.paged_attention import PagedAttention, PagedShape, PagedSpan
+from cyclora_workers.cuda import paged_attention, span_table
+from cyclora_workers.cuda.paged_attention import PagedAttention
+from cyclora_workers.cuda.span_table import PagedShape
+from cyclora_workers.sampling.step_rows import PagedSpan
 from parity.tolerances import FORWARD, close
 from workers.cuda.references import attend_row
 
@@ -64,16 +66,27 @@ def heads(
 
 
 def expected(
-    pool: Pool, spans: Sequence[PagedSpan], query_NTH: Tensor, window: int | None
+    pool: Pool,
+    spans: Sequence[PagedSpan],
+    query_NTH: Tensor,
+    window: int | None,
+    sinks_N: Tensor | None = None,
 ) -> Tensor:
     """Read from the pool after the plan has written to it."""
     out_TNH = torch.zeros(query_NTH.transpose(0, 1).shape, device=query_NTH.device)
     for span in spans:
-        keys, values = pool.of_sequence(1, span.block_ids)
+        keys, values = pool.of_sequence(1, span.blocks)
         for row in range(span.start, span.stop):
-            end = span.first + row - span.start + 1
-            out_TNH[row] = attend_row(query_NTH[:, row], keys[:end], values[:end], SCALING, window)
+            end = span.first_position + row - span.start + 1
+            out_TNH[row] = attend_row(
+                query_NTH[:, row], keys[:end], values[:end], SCALING, window, sinks_N
+            )
     return out_TNH
+
+
+def set_part_tokens(monkeypatch: pytest.MonkeyPatch, num_tokens: int) -> None:
+    for module in (span_table, paged_attention):
+        monkeypatch.setattr(module, "PART_TOKENS", num_tokens)
 
 
 DECODES = [
@@ -103,7 +116,7 @@ def test_paged_attention_equals_one_query_after_another(
     pool = Pool.drawn(num_kv_heads, 8, dtype, kernel_device)
     num_rows = spans[-1].stop + 3
     query, key, value = heads(num_rows, num_heads, num_kv_heads, dtype, kernel_device)
-    plan = PagedAttention.of(pool, spans, num_rows, num_heads // num_kv_heads, kernel_device)
+    plan = PagedAttention.of(pool, spans, num_heads // num_kv_heads, kernel_device)
 
     out_TNH = plan.attend(1, query, key, value, SCALING, window)
 
@@ -115,7 +128,7 @@ def test_half_precision_rounds_no_more_than_its_inputs(
 ) -> None:
     pool = Pool.drawn(2, 8, kernel_dtype, kernel_device)
     query, key, value = heads(4, 4, 2, kernel_dtype, kernel_device)
-    plan = PagedAttention.of(pool, DECODES, 4, 2, kernel_device)
+    plan = PagedAttention.of(pool, DECODES, 2, kernel_device)
 
     out_TNH = plan.attend(1, query, key, value, SCALING, None)
 
@@ -130,24 +143,45 @@ def test_keys_and_values_are_written_where_the_block_table_says(
     before = pool.keys.clone()
     query, key, value = heads(4, 4, 2, torch.float32, kernel_device)
 
-    PagedAttention.of(pool, DECODES, 4, 2, kernel_device).attend(1, query, key, value, 1.0, None)
+    PagedAttention.of(pool, DECODES, 2, kernel_device).attend(1, query, key, value, 1.0, None)
 
     for span in DECODES:
-        keys, values = pool.of_sequence(1, span.block_ids)
-        assert torch.equal(keys[span.first], key[:, span.start])
-        assert torch.equal(values[span.first], value[:, span.start])
+        keys, values = pool.of_sequence(1, span.blocks)
+        assert torch.equal(keys[span.first_position], key[:, span.start])
+        assert torch.equal(values[span.first_position], value[:, span.start])
     assert torch.equal(pool.keys[0], before[0])
     assert (pool.keys != before).flatten(2).any(-1).sum() == len(DECODES)
+
+
+@pytest.mark.parametrize("part_tokens", [16, 1024])
+@pytest.mark.parametrize("window", [None, 6])
+@pytest.mark.parametrize("spans", [DECODES, MIXED], ids=["decodes", "mixed"])
+def test_a_sink_is_a_key_of_value_zero(
+    kernel_device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+    spans: Sequence[PagedSpan],
+    window: int | None,
+    part_tokens: int,
+) -> None:
+    set_part_tokens(monkeypatch, part_tokens)
+    pool = Pool.drawn(2, 8, torch.float32, kernel_device)
+    query, key, value = heads(spans[-1].stop, 4, 2, torch.float32, kernel_device)
+    sinks_N = torch.tensor([0.5, -2.0, 3.0, 30.0], device=kernel_device)
+    plan = PagedAttention.of(pool, spans, 2, kernel_device)
+
+    out_TNH = plan.attend(1, query, key, value, SCALING, window, sinks_N)
+
+    close(out_TNH, expected(pool, spans, query, window, sinks_N), FORWARD[torch.float32])
 
 
 @pytest.mark.parametrize("window", [None, 9])
 def test_parts_of_long_contexts_are_joined(
     kernel_device: torch.device, monkeypatch: pytest.MonkeyPatch, window: int | None
 ) -> None:
-    monkeypatch.setattr(paged_attention, "PART_TOKENS", 16)
+    set_part_tokens(monkeypatch, 16)
     pool = Pool.drawn(2, 8, torch.float32, kernel_device)
     query, key, value = heads(6, 4, 2, torch.float32, kernel_device)
-    plan = PagedAttention.of(pool, DECODES, 6, 2, kernel_device)
+    plan = PagedAttention.of(pool, DECODES, 2, kernel_device)
 
     out_TNH = plan.attend(1, query, key, value, SCALING, window)
 
@@ -158,11 +192,11 @@ def test_parts_of_long_contexts_are_joined(
 def test_a_row_gets_the_same_bits_beside_longer_ones(
     kernel_device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(paged_attention, "PART_TOKENS", 16)
+    set_part_tokens(monkeypatch, 16)
     pool = Pool.drawn(2, 8, torch.float32, kernel_device)
     query, key, value = heads(4, 4, 2, torch.float32, kernel_device)
-    alone = PagedAttention.of(pool, DECODES[:3], 4, 2, kernel_device)
-    beside = PagedAttention.of(pool, DECODES, 4, 2, kernel_device)
+    alone = PagedAttention.of(pool, DECODES[:3], 2, kernel_device)
+    beside = PagedAttention.of(pool, DECODES, 2, kernel_device)
 
     first_TNH = alone.attend(1, query, key, value, SCALING, None)
     second_TNH = beside.attend(1, query, key, value, SCALING, None)
@@ -175,7 +209,7 @@ def test_a_plan_with_room_to_spare_serves_one_pass_after_another(
 ) -> None:
     pool = Pool.drawn(2, 8, torch.float32, kernel_device)
     query, key, value = heads(8, 4, 2, torch.float32, kernel_device)
-    plan = PagedAttention(pool, PagedShape.decode(8, 64, 2, 8), 2, kernel_device)
+    plan = PagedAttention(pool, 8, [PagedShape.decode(8, 64, 8)], 2, kernel_device)
 
     for spans in (DECODES, DECODES[:1], DECODES[:3]):
         plan.fill(spans)
@@ -189,4 +223,4 @@ def test_a_sequence_without_blocks_for_its_tokens_is_our_fault() -> None:
     pool = Pool.drawn(2, 8, torch.float32, cpu)
 
     with pytest.raises(AssertionError, match="blocks are missing"):
-        PagedAttention.of(pool, [PagedSpan(0, 1, 8, [3])], 1, 2, cpu)
+        PagedAttention.of(pool, [PagedSpan(0, 1, 8, [3])], 2, cpu)

@@ -1,73 +1,44 @@
-"""Decode steps as CUDA graphs: recorded once per bucket of rows, replayed with other contents.
+"""Decode steps as CUDA graphs: recorded per bucket of rows, replayed with other contents.
 
-Queueing a decode step's thousands of small kernels from Python takes longer than a GPU needs to run
-them; replaying a recording takes one call. A recording reads and writes fixed memory, so every step
-first fills the buffers of its bucket.
+A recording reads and writes fixed memory, so every step first fills the buffers of its bucket.
+Whose the rows are is one of those contents: a table of addresses (``segment_table.py``).
+
+Recording a bucket takes as long as some steps, in which everybody waits, and memory. So a bucket is
+recorded only when it comes again and again, not soon after another one, and the recordings used
+longest ago make way.
 
 Legend: T rows of a bucket, D hidden.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 import structlog
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from cyclora_workers.base_model import BaseModel
-from cyclora_workers.context import PassContext, Segment, align_rows
-from cyclora_workers.cuda.paged_attention import PagedAttention, PagedPool, PagedShape, PagedSpan
+from cyclora_workers.context import PassContext, align_rows
+from cyclora_workers.cuda.graph import Graph, cuda_graphs
+from cyclora_workers.cuda.paged_attention import PagedAttention, PagedPool
 from cyclora_workers.cuda.segment_table import (
     DECODE_BLOCK_ROWS,
     AddressBook,
     SegmentTable,
     TableSize,
 )
+from cyclora_workers.cuda.span_table import PagedShape
+from cyclora_workers.sampling.step_rows import StepRows
 from cyclora_workers.transfer import to_device
 
 _log = structlog.get_logger(__name__)
 
 _SMALLEST_TOKENS = 1024
 _SMALLEST_RANK = 16
-
-
-class Graph(Protocol):
-    """A recording of what one call queued on the device."""
-
-    def record(self, function: Callable[[], Tensor]) -> Tensor:
-        """Call the function once and keep what it queued; returns its output's fixed memory."""
-        ...
-
-    def replay(self) -> None:
-        """Queue the same again, on what is in the same memory now."""
-        ...
-
-
-class CudaGraph:
-    """Implements ``Graph`` with memory from a pool that all graphs of a device share."""
-
-    def __init__(self, pool: Any) -> None:
-        self._pool = pool
-        self._graph = torch.cuda.CUDAGraph()
-
-    def record(self, function: Callable[[], Tensor]) -> Tensor:
-        # Outside first: kernels are compiled and libraries initialised, which no recording allows.
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            function()
-        torch.cuda.current_stream().wait_stream(stream)
-        # Other threads go on copying snapshots meanwhile; only this one is recorded.
-        with torch.cuda.graph(self._graph, pool=self._pool, capture_error_mode="thread_local"):
-            return function()
-
-    def replay(self) -> None:
-        self._graph.replay()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +58,39 @@ class Bucket:
             _power_of_two(max_lora_rank, _SMALLEST_RANK),
         )
 
+    @classmethod
+    def of_step(cls, rows: StepRows) -> Bucket:
+        """That of a step in which every span is one token."""
+        longest = max(span.last_position for span in rows.spans) + 1
+        ranks = [segment.adapter.lora_rank for segment in rows.segments if segment.adapter]
+        return cls.of(len(rows.tokens), longest, max(ranks, default=0))
+
+    def holds(self, other: Bucket) -> bool:
+        """Whether every step of the other fits into this one."""
+        return (
+            self.num_rows >= other.num_rows
+            and self.max_tokens >= other.max_tokens
+            and self.max_lora_rank >= other.max_lora_rank
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingLimits:
+    """How much recordings may cost.
+
+    A step of a model of 36 layers is some 1,000 kernels: a recording of it holds a few megabytes,
+    beside what all share. That and the times are estimates; no GPU has run this yet.
+    """
+
+    max_rows: int = 256
+    """Larger steps are not recorded; arithmetic hides their launches."""
+    max_recordings: int = 32
+    """Beyond it the one used longest ago is dropped."""
+    min_steps: int = 4
+    """Steps of a bucket until it is recorded; those before also compile its kernels."""
+    min_steps_between: int = 16
+    """Steps from one recording to the next: nobody waits for several in a row."""
+
 
 class _Recording:
     """One bucket: fixed inputs, the graph over them, its fixed output."""
@@ -95,14 +99,13 @@ class _Recording:
         self, base_model: BaseModel, book: AddressBook, pool: PagedPool, bucket: Bucket
     ) -> None:
         device = base_model.device
-        heads_per_group = base_model.num_heads // base_model.num_kv_heads
-        shape = PagedShape.decode(
-            bucket.num_rows, bucket.max_tokens, heads_per_group, pool.block_tokens
-        )
+        shape = PagedShape.decode(bucket.num_rows, bucket.max_tokens, pool.block_tokens)
         # Each row may belong to another adapter, and then is a tile of its own.
         size = TableSize(bucket.num_rows, bucket.num_rows, bucket.max_lora_rank)
         self._base_model = base_model
-        self._attention = PagedAttention(pool, shape, heads_per_group, device)
+        self._attention = PagedAttention(
+            pool, bucket.num_rows, [shape], base_model.heads_per_group, device
+        )
         self._table = SegmentTable(book, size, DECODE_BLOCK_ROWS, device)
         self._tokens_and_positions_2T = torch.zeros(
             2, bucket.num_rows, dtype=torch.int64, device=device
@@ -110,19 +113,13 @@ class _Recording:
         self._graph: Graph | None = None
         self._hidden_TD = torch.empty(0, device=device)
 
-    def fill(
-        self,
-        tokens: NDArray[np.int64],
-        positions: NDArray[np.int64],
-        spans: Sequence[PagedSpan],
-        segments: Sequence[Segment],
-    ) -> None:
+    def fill(self, rows: StepRows) -> None:
         host_2T = np.zeros(self._tokens_and_positions_2T.shape, np.int64)
-        host_2T[:, : len(tokens)] = tokens, positions
+        host_2T[:, : len(rows.tokens)] = rows.tokens, rows.positions
         target = self._tokens_and_positions_2T
         target.copy_(to_device(torch.from_numpy(host_2T), target.device))
-        self._attention.fill(spans)
-        self._table.fill(segments)
+        self._attention.fill(rows.spans)
+        self._table.fill(rows.segments)
 
     def record(self, graph: Graph) -> None:
         self._hidden_TD = graph.record(self._hidden)
@@ -141,7 +138,7 @@ class _Recording:
 
 
 class DecodeGraphs:
-    """Hidden states of decode steps, recorded when a bucket is first met.
+    """Hidden states of decode steps whose bucket was recorded.
 
     What the graphs hold stays allocated: the pool's memory must not move while they live.
     """
@@ -151,8 +148,8 @@ class DecodeGraphs:
         base_model: BaseModel,
         book: AddressBook,
         pool: PagedPool,
+        limits: RecordingLimits,
         *,
-        max_rows: int,
         new_graph: Callable[[], Graph] | None = None,
     ) -> None:
         """Start with no recording.
@@ -161,61 +158,82 @@ class DecodeGraphs:
             base_model: what decodes.
             book: the base model's adapters.
             pool: keys and values of all sequences.
-            max_rows: larger steps are not recorded; arithmetic hides their launches.
+            limits: what recordings may cost.
             new_graph: makes graphs; None makes CUDA graphs.
         """
         self._base_model = base_model
         self._book = book
         self._pool = pool
-        self._max_rows = max_rows
-        self._new_graph = new_graph or _cuda_graphs()
-        self._recordings: dict[Bucket, _Recording] = {}
+        self._limits = limits
+        self._new_graph = new_graph or cuda_graphs()
+        # Which rows an expert gets is known on the host only after the router has run.
+        self._can_record = not any(module.num_experts for module in base_model.target_modules)
+        self._recordings: OrderedDict[Bucket, _Recording] = OrderedDict()
         self._refused: set[Bucket] = set()
+        self._num_met: Counter[Bucket] = Counter()
+        self._num_steps_since = limits.min_steps_between
 
     @property
     def num_recordings(self) -> int:
         return len(self._recordings)
 
     @torch.inference_mode()
-    def hidden(
-        self,
-        tokens: NDArray[np.int64],
-        positions: NDArray[np.int64],
-        spans: Sequence[PagedSpan],
-        segments: Sequence[Segment],
-    ) -> Tensor | None:
+    def hidden(self, rows: StepRows) -> Tensor | None:
         """Hidden states of a step in which every span is one token, or None.
 
-        None says that the step is too large or cannot be recorded, and nothing was computed: run
-        it as any other pass.
+        None says that the step is not recorded, and nothing was computed: run it as any other pass.
 
         Shapes:
-            tokens, positions: [n]. Returns [n, D], valid until the next call.
+            Returns [number of rows, D], valid until the next call.
         """
-        ranks = [segment.adapter.lora_rank for segment in segments if segment.adapter]
-        longest = int(positions.max()) + 1
-        bucket = Bucket.of(len(tokens), longest, max(ranks, default=0))
-        if bucket.num_rows > self._max_rows or bucket in self._refused:
+        assert rows.is_decode, "only decode steps are recorded"
+        if not self._can_record:
             return None
-        recording = self._recordings.get(bucket)
+        bucket = Bucket.of_step(rows)
+        self._num_steps_since += 1
+        if bucket not in self._recordings and self._is_due(bucket):
+            self._record(bucket, rows)
+        recording = self._find(bucket)
         if recording is None:
-            recording = _Recording(self._base_model, self._book, self._pool, bucket)
-            recording.fill(tokens, positions, spans, segments)
-            try:
-                recording.record(self._new_graph())
-            except RuntimeError as error:
-                # An operation of this model waits for the device, which no recording allows.
-                _log.warning("decode step not recorded", bucket=str(bucket), reason=str(error))
-                self._refused.add(bucket)
-                return None
-            self._recordings[bucket] = recording
-        recording.fill(tokens, positions, spans, segments)
-        return recording.replay()[: len(tokens)]
+            return None
+        recording.fill(rows)
+        return recording.replay()[: len(rows.tokens)]
 
+    def _is_due(self, bucket: Bucket) -> bool:
+        limits = self._limits
+        if bucket.num_rows > limits.max_rows or bucket in self._refused:
+            return False
+        self._num_met[bucket] += 1
+        return (
+            self._num_met[bucket] >= limits.min_steps
+            and self._num_steps_since >= limits.min_steps_between
+        )
 
-def _cuda_graphs() -> Callable[[], Graph]:
-    pool = torch.cuda.graph_pool_handle()
-    return lambda: CudaGraph(pool)
+    def _record(self, bucket: Bucket, rows: StepRows) -> None:
+        recording = _Recording(self._base_model, self._book, self._pool, bucket)
+        recording.fill(rows)
+        try:
+            recording.record(self._new_graph())
+        except RuntimeError as error:
+            # An operation of this model waits for the device, which no recording allows; or no
+            # memory is left for another one.
+            _log.warning("decode step not recorded", bucket=str(bucket), reason=str(error))
+            self._refused.add(bucket)
+            return
+        self._num_steps_since = 0
+        self._recordings[bucket] = recording
+        if len(self._recordings) > self._limits.max_recordings:
+            dropped, _ = self._recordings.popitem(last=False)
+            del self._num_met[dropped]
+
+    def _find(self, bucket: Bucket) -> _Recording | None:
+        """The bucket's recording, or the smallest one that holds it."""
+        holding = [each for each in self._recordings if each.holds(bucket)]
+        if not holding:
+            return None
+        chosen = min(holding, key=lambda b: (b.num_rows, b.max_tokens, b.max_lora_rank))
+        self._recordings.move_to_end(chosen)
+        return self._recordings[chosen]
 
 
 def _power_of_two(number: int, least: int) -> int:

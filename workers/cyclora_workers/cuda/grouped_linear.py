@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cyclora_workers.context import PassContext
+from cyclora_workers.context import PassContext, Segment
 from cyclora_workers.cuda.low_rank import LowRank, is_grouped
 from cyclora_workers.cuda.segment_table import (
     DECODE_BLOCK_ROWS,
@@ -42,8 +42,18 @@ class GroupedLinears:
         if context.segment_table is not None or not is_grouped(context.segments):
             return context
         block_rows = TRAINING_BLOCK_ROWS if torch.is_grad_enabled() else DECODE_BLOCK_ROWS
-        table = SegmentTable.of(self.book, context.segments, block_rows, self._device)
-        return replace(context, segment_table=table)
+        return replace(context, segment_table=self.table(context.segments, block_rows))
+
+    def table(self, segments: Sequence[Segment], block_rows: int) -> SegmentTable:
+        """The segments of a pass on the device, in tiles of so many rows."""
+        return SegmentTable.of(self.book, segments, block_rows, self._device)
+
+    def low_rank(self, segments: Sequence[Segment], module_name: str) -> LowRank | None:
+        """One module for segments without a gradient, if it is to use the grouped kernels."""
+        adapted = [s for s in segments if s.adapter and module_name in s.adapter.modules]
+        if not is_grouped(adapted):
+            return None
+        return LowRank.of(self.table(adapted, DECODE_BLOCK_ROWS), module_name)
 
 
 def grouped_linear(

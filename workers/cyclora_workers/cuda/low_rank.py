@@ -64,16 +64,16 @@ class LowRank:
         """Add the low-rank part to the base output in place; returns x A^T.
 
         Shapes:
-            y_TF and x_TD contiguous, of one dtype. Returns [P, T, W]: sums to x A^T over P; what
-            lies outside of segments and their lora_rank is undefined.
+            y_TF in x's dtype, or fp32; the features of a row contiguous. Returns [P, T, W]: sums to
+            x A^T over P; what lies outside of segments and their lora_rank is undefined.
         """
         low_PTW = self._shrink(x_TD, _A, by_column=False, is_scaled=False)
-        self._expand(low_PTW, y_TF, _B, by_column=True, is_scaled=True)
+        self._expand(low_PTW, y_TF, _B, x_TD, by_column=True, is_scaled=True)
         return low_PTW
 
     def add_input_gradient_(self, dx_TD: Tensor, dlow_PTW: Tensor) -> None:
         """Add what flows back through A to the input's gradient in place."""
-        self._expand(dlow_PTW, dx_TD, _A, by_column=False, is_scaled=False)
+        self._expand(dlow_PTW, dx_TD, _A, dx_TD, by_column=False, is_scaled=False)
 
     def low_gradient(self, dy_TF: Tensor) -> Tensor:
         """D loss / d (x A^T), with the scaling in it. Shapes: as ``add_`` returns."""
@@ -117,14 +117,23 @@ class LowRank:
         return low_PTW
 
     def _expand(
-        self, low_PTW: Tensor, y_TK: Tensor, matrix: int, *, by_column: bool, is_scaled: bool
+        self,
+        low_PTW: Tensor,
+        y_TK: Tensor,
+        matrix: int,
+        like: Tensor,
+        *,
+        by_column: bool,
+        is_scaled: bool,
     ) -> None:
+        """``like`` has the dtype of the matrices."""
         table, num_columns = self.table, y_TK.shape[1]
         grid = (table.size.num_tiles, -(-num_columns // _BLOCK_K))
         if table.size.num_tiles:
             _kernels().expand[grid](
                 low_PTW,
                 y_TK,
+                like,
                 table.addresses_4MS[matrix, self.module_index],
                 table.stops_S,
                 table.ranks_S,

@@ -106,6 +106,7 @@ def shrink(
 def expand(
     low_PTW,
     y_TK,
+    matrix_like,
     addresses,
     stops,
     ranks,
@@ -130,7 +131,8 @@ def expand(
 
         y[t, k] += sum over r of (sum over p of low[p, t, r]) * w[r, k]
 
-    with w as in ``shrink``, times the segment's scaling if ``IS_SCALED``. Grid: tiles, blocks of K.
+    with w as in ``shrink``, of the type that ``matrix_like`` points to, times the segment's scaling
+    if ``IS_SCALED``. Grid: tiles, blocks of K.
     """
     tile = tl.program_id(0)
     segment = tl.load(tile_segments + tile)
@@ -139,7 +141,7 @@ def expand(
     if tl.load(addresses + segment * stride_address) == 0:
         return
     rank = tl.load(ranks + segment)
-    w = _matrix(addresses, segment, stride_address, y_TK)
+    w = _matrix(addresses, segment, stride_address, matrix_like)
     rows_M = tl.load(tile_starts + tile) + tl.arange(0, BLOCK_M)
     is_row_M = rows_M < tl.load(stops + segment)
     k_K = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)

@@ -1,30 +1,25 @@
 """Attention of a pass of samples to a paged KV cache: chunks of prompts and rows that decode alike.
 
-Legend: T packed tokens, S sequences, B blocks of a sequence, L tiles, N query heads, G key-value
-heads, H head size, P parts of a sequence's keys.
+Legend: T packed tokens, N query heads, G key-value heads, H head size, P parts of a sequence's
+keys, Y places for tokens in the tiles of a table.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from cyclora_workers.attention import UnsupportedAttention
+from cyclora_workers.cuda.span_table import (
+    DECODE_QUERIES,
+    PART_TOKENS,
+    PagedShape,
+    SpanTable,
+)
+from cyclora_workers.sampling.step_rows import PagedSpan, slots_of
 from cyclora_workers.transfer import to_device
-
-PART_TOKENS = 1024
-"""Keys that one program attends to when decoding: few rows with long contexts are shared out over
-the GPU. Fixed, so that a row's sums do not depend on its neighbours' lengths."""
-
-PREFILL_QUERIES = 64
-DECODE_QUERIES = 16
-"""Queries of a tile; tensor cores take no fewer than 16."""
 
 _KEYS_PER_ROUND = 64
 _NO_WINDOW = 2**30
@@ -32,7 +27,7 @@ _NO_SLOT = -1
 
 
 class PagedPool(Protocol):
-    """Where the keys and values of all sequences lie."""
+    """Where the keys and values of all sequences lie; ``sampling.kv_pool.KvPool`` is one."""
 
     @property
     def block_tokens(self) -> int:
@@ -47,120 +42,61 @@ class PagedPool(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class PagedSpan:
-    """Packed tokens [start, stop) are one sequence's tokens from position ``first`` on.
-
-    ``block_ids`` are the sequence's blocks in order, enough for its last token here.
-    """
-
-    start: int
-    stop: int
-    first: int
-    block_ids: Sequence[int]
-
-
-@dataclass(frozen=True, slots=True)
-class PagedShape:
-    """Sizes of a plan's tensors; what a captured graph fixes."""
-
-    num_rows: int
-    num_sequences: int
-    num_blocks: int
-    num_tiles: int
-    tokens_per_tile: int
-    num_parts: int
-
-    @classmethod
-    def fitting(
-        cls, spans: Sequence[PagedSpan], num_rows: int, heads_per_group: int, block_tokens: int
-    ) -> PagedShape:
-        """Exactly what a pass needs; keys are cut in parts only where every span is one token."""
-        is_decode = all(span.stop - span.start == 1 for span in spans)
-        tokens = _tokens_per_tile(heads_per_group, is_decode=is_decode)
-        longest = max((span.first + span.stop - span.start for span in spans), default=0)
-        return cls(
-            num_rows=num_rows,
-            num_sequences=len(spans),
-            num_blocks=-(-longest // block_tokens),
-            num_tiles=sum(-(-(span.stop - span.start) // tokens) for span in spans),
-            tokens_per_tile=tokens,
-            num_parts=max(1, -(-longest // PART_TOKENS)) if is_decode else 1,
-        )
-
-    @classmethod
-    def decode(
-        cls, num_rows: int, max_tokens: int, heads_per_group: int, block_tokens: int
-    ) -> PagedShape:
-        """Room for up to ``num_rows`` decoding sequences of up to ``max_tokens`` tokens."""
-        return cls(
-            num_rows=num_rows,
-            num_sequences=num_rows,
-            num_blocks=-(-max_tokens // block_tokens),
-            num_tiles=num_rows,
-            tokens_per_tile=_tokens_per_tile(heads_per_group, is_decode=True),
-            num_parts=max(1, -(-max_tokens // PART_TOKENS)),
-        )
-
-
 class PagedAttention:
     """Implements ``AttentionPlan``; writes the pass's keys and values into the pool first.
 
+    Rows that decode and chunks of prompts are launched apart, as they need tiles of other sizes.
     Rows that no span covers return zeros.
     """
 
     def __init__(
-        self, pool: PagedPool, shape: PagedShape, heads_per_group: int, device: torch.device
+        self,
+        pool: PagedPool,
+        num_rows: int,
+        shapes: Sequence[PagedShape],
+        heads_per_group: int,
+        device: torch.device,
     ) -> None:
+        """Make room for the spans of ``fill``.
+
+        Args:
+            pool: where keys and values are.
+            num_rows: planned rows; a pass may have more.
+            shapes: one for spans of one token, one for longer ones; those that do not occur are
+                left out.
+            heads_per_group: query heads per key-value head.
+            device: where the pass runs.
+        """
         self._pool = pool
-        self._shape = shape
         self._heads_per_group = heads_per_group
         self._device = device
-        self._block_tables_SB = torch.zeros(
-            shape.num_sequences, shape.num_blocks, dtype=torch.int32, device=device
-        )
-        self._tiles_4L = torch.zeros(4, shape.num_tiles, dtype=torch.int32, device=device)
-        self._slots_T = torch.full((shape.num_rows,), _NO_SLOT, dtype=torch.int64, device=device)
+        self._tables = [SpanTable(shape, pool.block_tokens, device) for shape in shapes]
+        self._slots_T = torch.full((num_rows,), _NO_SLOT, dtype=torch.int64, device=device)
 
     @classmethod
     def of(
         cls,
         pool: PagedPool,
         spans: Sequence[PagedSpan],
-        num_rows: int,
         heads_per_group: int,
         device: torch.device,
     ) -> PagedAttention:
         """The plan of one pass."""
-        shape = PagedShape.fitting(spans, num_rows, heads_per_group, pool.block_tokens)
-        plan = cls(pool, shape, heads_per_group, device)
+        num_rows = max(span.stop for span in spans)
+        shapes = [
+            PagedShape.fitting(alike, heads_per_group, pool.block_tokens) for alike in _alike(spans)
+        ]
+        plan = cls(pool, num_rows, shapes, heads_per_group, device)
         plan.fill(spans)
         return plan
 
     def fill(self, spans: Sequence[PagedSpan]) -> None:
-        """Describe another pass that fits into the shape."""
-        shape, block_tokens = self._shape, self._pool.block_tokens
-        assert len(spans) <= shape.num_sequences, "too many sequences for the plan"
-        tables_SB = np.zeros((shape.num_sequences, shape.num_blocks), np.int32)
-        slots_T = np.full(shape.num_rows, _NO_SLOT, np.int64)
-        tiles: list[tuple[int, int, int, int]] = []
-        for sequence, span in enumerate(spans):
-            num_tokens = span.stop - span.start
-            num_used = -(-(span.first + num_tokens) // block_tokens)
-            assert num_used <= min(len(span.block_ids), shape.num_blocks), "blocks are missing"
-            tables_SB[sequence, :num_used] = span.block_ids[:num_used]
-            positions = np.arange(span.first, span.first + num_tokens)
-            blocks = tables_SB[sequence, positions // block_tokens].astype(np.int64)
-            slots_T[span.start : span.stop] = blocks * block_tokens + positions % block_tokens
-            for offset in range(0, num_tokens, shape.tokens_per_tile):
-                count = min(shape.tokens_per_tile, num_tokens - offset)
-                tiles.append((sequence, span.start + offset, count, span.first + offset))
-        assert len(tiles) <= shape.num_tiles, "too many tiles for the plan"
-        tiles_4L = np.zeros((4, shape.num_tiles), np.int32)
-        tiles_4L[:, : len(tiles)] = np.asarray(tiles, np.int32).reshape(-1, 4).T
-        self._copy(self._block_tables_SB, tables_SB)
-        self._copy(self._tiles_4L, tiles_4L)
-        self._copy(self._slots_T, slots_T)
+        """Describe another pass that fits into the shapes."""
+        for table, alike in zip(self._tables, _alike(spans), strict=True):
+            table.fill(alike)
+        num_rows, block_tokens = self._slots_T.shape[0], self._pool.block_tokens
+        slots_T = slots_of(spans, num_rows, block_tokens, _NO_SLOT)
+        self._slots_T.copy_(to_device(torch.from_numpy(slots_T), self._device))
 
     def attend(
         self,
@@ -172,50 +108,65 @@ class PagedAttention:
         sliding_window: int | None,
         sinks_N: Tensor | None = None,
     ) -> Tensor:
-        """Implements ``AttentionPlan.attend``.
-
-        Raises:
-            UnsupportedAttention: the model has sinks.
-        """
-        if sinks_N is not None:
-            raise UnsupportedAttention("paged attention on a GPU does not compute sinks")
+        """Implements ``AttentionPlan.attend``."""
         key_pool, value_pool = self._pool.layer(layer_index)
-        self._write(key_GTH, value_GTH, key_pool, value_pool)
+        assert key_pool.stride() == value_pool.stride(), "pools must be strided alike"
         num_heads, num_rows, head_size = query_NTH.shape
         assert num_heads == key_GTH.shape[0] * self._heads_per_group, "planned for other heads"
-        shape = self._shape
-        is_whole = shape.num_parts == 1
-        parts_PTNH = query_NTH.new_zeros(
-            (shape.num_parts, num_rows, num_heads, head_size),
-            dtype=query_NTH.dtype if is_whole else torch.float32,
-        )
-        lse_PTN = torch.full_like(parts_PTNH[..., 0], float("-inf"), dtype=torch.float32)
+        self._write(key_GTH, value_GTH, key_pool, value_pool)
+        out_TNH = query_NTH.new_zeros(num_rows, num_heads, head_size)
+        for table in self._tables:
+            # Sinks are one more part, of value zero.
+            is_joined = table.shape.num_parts > 1 or sinks_N is not None
+            parts_PYNH, lse_PYN = _room_for_parts(table, out_TNH) if is_joined else (out_TNH,) * 2
+            self._launch(
+                table, query_NTH, key_pool, value_pool, parts_PYNH, lse_PYN,
+                scaling, sliding_window, is_joined=is_joined,
+            )  # fmt: skip
+            if is_joined:
+                _join(table, parts_PYNH, lse_PYN, sinks_N, out_TNH)
+        return out_TNH
+
+    def _launch(
+        self,
+        table: SpanTable,
+        query_NTH: Tensor,
+        key_pool: Tensor,
+        value_pool: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        scaling: float,
+        sliding_window: int | None,
+        *,
+        is_joined: bool,
+    ) -> None:
+        shape, head_size = table.shape, query_NTH.shape[2]
+        num_groups = query_NTH.shape[0] // self._heads_per_group
         block_h = _power_of_two(head_size)
-        sequences_L, rows_L, counts_L, positions_L = self._tiles_4L
-        _kernels().attend[(shape.num_tiles, key_GTH.shape[0], shape.num_parts)](
+        _kernels().attend[(shape.num_tiles, num_groups, shape.num_parts)](
             query_NTH,
             key_pool,
             value_pool,
-            parts_PTNH,
-            lse_PTN,
-            self._block_tables_SB,
-            sequences_L,
-            rows_L,
-            counts_L,
-            positions_L,
+            out,
+            lse,
+            table.block_tables_SB,
+            table.tile_sequences_L,
+            table.tile_rows_L,
+            table.tile_counts_L,
+            table.tile_positions_L,
             scaling,
             _NO_WINDOW if sliding_window is None else sliding_window,
-            _NO_WINDOW if is_whole else PART_TOKENS,
-            self._block_tables_SB.stride(0),
+            PART_TOKENS if shape.num_parts > 1 else _NO_WINDOW,
+            shape.tokens_per_tile,
+            table.block_tables_SB.stride(0),
             query_NTH.stride(1),
             query_NTH.stride(0),
             key_pool.stride(0),
             key_pool.stride(1),
             key_pool.stride(2),
-            parts_PTNH.stride(0),
-            parts_PTNH.stride(1),
             head_size,
             HEADS=self._heads_per_group,
+            IS_JOINED=is_joined,
             BLOCK_TOKENS=self._pool.block_tokens,
             BLOCK_Q=_power_of_two(
                 max(DECODE_QUERIES, shape.tokens_per_tile * self._heads_per_group)
@@ -224,26 +175,12 @@ class PagedAttention:
             BLOCK_H=block_h,
             num_stages=_num_stages(block_h * key_pool.element_size()),
         )
-        if is_whole:
-            return parts_PTNH[0]
-        out_TNH = query_NTH.new_empty(num_rows, num_heads, head_size)
-        _kernels().join[(num_rows * num_heads,)](
-            parts_PTNH,
-            lse_PTN,
-            out_TNH,
-            shape.num_parts,
-            parts_PTNH.stride(0),
-            head_size,
-            BLOCK_H=block_h,
-        )
-        return out_TNH
 
     def _write(
         self, key_GTH: Tensor, value_GTH: Tensor, key_pool: Tensor, value_pool: Tensor
     ) -> None:
         num_groups, _, head_size = key_GTH.shape
-        assert key_pool.stride() == value_pool.stride(), "pools must be strided alike"
-        _kernels().write[(self._shape.num_rows, num_groups)](
+        _kernels().write[(self._slots_T.shape[0], num_groups)](
             key_GTH,
             value_GTH,
             key_pool,
@@ -261,12 +198,47 @@ class PagedAttention:
             BLOCK_H=_power_of_two(head_size),
         )
 
-    def _copy(self, target: Tensor, host: NDArray[np.generic]) -> None:
-        target.copy_(to_device(torch.from_numpy(host), self._device))
+
+def _alike(spans: Sequence[PagedSpan]) -> list[list[PagedSpan]]:
+    """Rows that decode, then chunks of prompts; what does not occur is left out."""
+    decodes = [span for span in spans if span.num_tokens == 1]
+    chunks = [span for span in spans if span.num_tokens > 1]
+    return [alike for alike in (decodes, chunks) if alike]
 
 
-def _tokens_per_tile(heads_per_group: int, *, is_decode: bool) -> int:
-    return 1 if is_decode else max(1, PREFILL_QUERIES // heads_per_group)
+def _room_for_parts(table: SpanTable, out_TNH: Tensor) -> tuple[Tensor, Tensor]:
+    """Shapes: [P, Y, N, H] and [P, Y, N], fp32."""
+    shape, (_, num_heads, head_size) = table.shape, out_TNH.shape
+    num_places = shape.num_tiles * shape.tokens_per_tile
+    size = (shape.num_parts, num_places, num_heads)
+    return (
+        out_TNH.new_empty(*size, head_size, dtype=torch.float32),
+        out_TNH.new_empty(size, dtype=torch.float32),
+    )
+
+
+def _join(
+    table: SpanTable,
+    parts_PYNH: Tensor,
+    lse_PYN: Tensor,
+    sinks_N: Tensor | None,
+    out_TNH: Tensor,
+) -> None:
+    num_parts, num_places, num_heads, head_size = parts_PYNH.shape
+    _kernels().join[(num_places, num_heads)](
+        parts_PYNH,
+        lse_PYN,
+        lse_PYN if sinks_N is None else sinks_N,
+        out_TNH,
+        table.tile_rows_L,
+        table.tile_counts_L,
+        table.shape.tokens_per_tile,
+        num_parts,
+        lse_PYN.stride(0),
+        head_size,
+        HAS_SINKS=sinks_N is not None,
+        BLOCK_H=_power_of_two(head_size),
+    )
 
 
 def _num_stages(row_bytes: int) -> int:

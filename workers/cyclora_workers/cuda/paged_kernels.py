@@ -7,7 +7,8 @@ A *tile* is up to BLOCK_Q consecutive tokens of one sequence. Its queries are th
 tokens that share a key-value head, BLOCK_Q times HEADS of them, so that each key is read once.
 
 Legend: T packed tokens, S sequences, B blocks of a sequence, N query heads, G key-value heads,
-H head size, Q queries of a tile, L keys of one round, P parts of a sequence's keys.
+H head size, Q queries of a tile, L keys of one round, P parts of a sequence's keys, Y places for
+tokens in all tiles.
 """
 
 # Triton traces these functions; their values have no Python types.
@@ -62,13 +63,13 @@ def write(
     tl.store(value_pool + place + h_H, value_H, mask=is_h_H)
 
 
-@triton.jit(do_not_specialize=["stride_table", "window", "part_tokens", "stride_part"])
+@triton.jit(do_not_specialize=["stride_table", "window", "part_tokens"])
 def attend(
     query_TNH,
     key_pool,
     value_pool,
-    out_PTNH,
-    lse_PTN,
+    out_TNH,
+    lse_PYN,
     block_tables_SB,
     tile_sequences,
     tile_rows,
@@ -77,16 +78,16 @@ def attend(
     scaling,
     window,
     part_tokens,
+    tokens_per_tile,
     stride_table,
     stride_query_t,
     stride_query_n,
     stride_pool_block,
     stride_pool_token,
     stride_pool_g,
-    stride_part,
-    stride_out_t,
     head_size,
     HEADS: tl.constexpr,
+    IS_JOINED: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_L: tl.constexpr,
@@ -96,7 +97,10 @@ def attend(
 
     A query at position p sees keys max(0, p - window + 1) to p. Parts are cut at fixed positions,
     so no sum depends on what else is in the batch; a part that a query sees nothing of leaves a
-    log-sum-exp of -inf and zeros. Grid: tiles, G, P.
+    log-sum-exp of -inf and zeros.
+
+    If ``IS_JOINED``, ``out`` is [P, Y, N, H] and ``join`` follows; else there is one part, which
+    goes where the tokens are. Grid: tiles, G, P.
     """
     tile, group, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     count = tl.load(tile_counts + tile)
@@ -163,48 +167,73 @@ def attend(
         total_Q = total_Q * shrink_Q + tl.sum(weight_QL, 1)
         most_Q = new_most_Q
     is_empty_Q = total_Q == 0.0
-    out_QH = sum_QH / tl.where(is_empty_Q, 1.0, total_Q)[:, None]
-    lse_Q = tl.where(is_empty_Q, float("-inf"), most_Q + tl.log(tl.where(is_empty_Q, 1.0, total_Q)))
-    place_Q = part.to(tl.int64) * stride_part + row_Q * stride_out_t + head_Q * head_size
+    whole_Q = tl.where(is_empty_Q, 1.0, total_Q)
+    out_QH = sum_QH / whole_Q[:, None]
+    num_heads = tl.num_programs(1) * HEADS
+    if IS_JOINED:
+        first_place = (part * tl.num_programs(0) + tile).to(tl.int64) * tokens_per_tile
+        place_Q = (first_place + token_Q) * num_heads + head_Q
+        lse_Q = tl.where(is_empty_Q, float("-inf"), most_Q + tl.log(whole_Q))
+        tl.store(lse_PYN + place_Q, lse_Q, mask=is_q_Q)
+    else:
+        place_Q = row_Q * num_heads + head_Q
     tl.store(
-        out_PTNH + place_Q[:, None] + h_H[None, :],
-        out_QH.to(out_PTNH.dtype.element_ty),
+        out_TNH + place_Q[:, None] * head_size + h_H[None, :],
+        out_QH.to(out_TNH.dtype.element_ty),
         mask=is_qh_QH,
     )
-    tl.store(lse_PTN + place_Q // head_size, lse_Q, mask=is_q_Q)
 
 
-@triton.jit(do_not_specialize=["num_parts", "stride_part"])
+@triton.jit(do_not_specialize=["num_parts", "stride_lse"])
 def join(
-    part_PTNH,
-    lse_PTN,
+    part_PYNH,
+    lse_PYN,
+    sinks_N,
     out_TNH,
+    tile_rows,
+    tile_counts,
+    tokens_per_tile,
     num_parts,
-    stride_part,
+    stride_lse,
     head_size,
+    HAS_SINKS: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
-    """Join the parts of each query's attention. Grid: T * N.
+    """Join the parts of each query's attention, of which a sink is one of value zero. Grid: Y, N.
 
     ::
 
         out = sum_p w_p part_p,   w = softmax(lse)
     """
-    query = tl.program_id(0).to(tl.int64)
+    place, head = tl.program_id(0), tl.program_id(1)
+    tile, token = place // tokens_per_tile, place % tokens_per_tile
+    if token >= tl.load(tile_counts + tile):
+        return
+    num_heads = tl.num_programs(1)
+    query = place.to(tl.int64) * num_heads + head
     h_H = tl.arange(0, BLOCK_H)
     is_h_H = h_H < head_size
-    most = tl.load(lse_PTN + query)
+    most = tl.load(lse_PYN + query)
     for part in range(1, num_parts):
-        most = tl.maximum(most, tl.load(lse_PTN + (part * stride_part) // head_size + query))
+        most = tl.maximum(most, tl.load(lse_PYN + part * stride_lse + query))
+    if HAS_SINKS:
+        sink = tl.load(sinks_N + head).to(tl.float32)
+        most = tl.maximum(most, sink)
     base = tl.where(most == float("-inf"), 0.0, most)
     total = 0.0
+    if HAS_SINKS:
+        total = tl.exp(sink - base)
     sum_H = tl.full((BLOCK_H,), 0.0, tl.float32)
     for part in range(num_parts):
-        weight = tl.exp(tl.load(lse_PTN + (part * stride_part) // head_size + query) - base)
-        part_H = tl.load(
-            part_PTNH + part * stride_part + query * head_size + h_H, mask=is_h_H, other=0.0
-        )
+        in_part = query + part * stride_lse
+        weight = tl.exp(tl.load(lse_PYN + in_part) - base)
+        part_H = tl.load(part_PYNH + in_part * head_size + h_H, mask=is_h_H, other=0.0)
         sum_H += weight * part_H
         total += weight
     out_H = sum_H / tl.where(total == 0.0, 1.0, total)
-    tl.store(out_TNH + query * head_size + h_H, out_H.to(out_TNH.dtype.element_ty), mask=is_h_H)
+    row = (tl.load(tile_rows + tile) + token).to(tl.int64)
+    tl.store(
+        out_TNH + (row * num_heads + head) * head_size + h_H,
+        out_H.to(out_TNH.dtype.element_ty),
+        mask=is_h_H,
+    )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cyclora_workers.base_model import BaseModel
 from cyclora_workers.context import PassContext, Segment
+from cyclora_workers.cuda.step_model import KernelStepModel
 from cyclora_workers.sampling.kv_pool import KvPool
 from cyclora_workers.sampling.paged_attention import PagedAttention
 from cyclora_workers.sampling.step_rows import StepRows
@@ -75,5 +76,7 @@ class GeneralStepModel:
 
 
 def step_model_of(base_model: BaseModel, pool: KvPool) -> StepModel:
-    """What suits the base model's device."""
+    """Kernels for the base model's device where there are any, else the general way."""
+    if base_model.grouped is not None:
+        return KernelStepModel(base_model, base_model.grouped, pool)
     return GeneralStepModel(base_model, pool)
