@@ -81,9 +81,9 @@ def _stack(data: Sequence[Datum], key: str, config: Config) -> Tensor:
 
 
 def unstack_logprobs(data: Sequence[Datum], logprobs_NK: Tensor) -> list[Array]:
-    """Logprobs of several data as one array each, shaped like its target_tokens."""
+    """Logprobs of several data, on the host, as one array each, shaped like its target_tokens."""
     # A copy: a view would keep the whole block's memory for one short datum.
-    return [part.numpy().copy() for part in unstacked(data, logprobs_NK.cpu())]
+    return [part.numpy().copy() for part in unstacked(data, logprobs_NK)]
 
 
 def unstacked(data: Sequence[Datum], logprobs_NK: Tensor) -> list[Tensor]:

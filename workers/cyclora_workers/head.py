@@ -33,6 +33,7 @@ from cyclora_workers.low_rank import (
 )
 from cyclora_workers.rows import aligned_width, linear_with_aligned_rows, with_aligned_rows
 from cyclora_workers.stacked_low_rank import StackedLowRank
+from cyclora_workers.transfer import to_device
 
 HEAD_CHUNK_ROWS = 512
 """Default bound on the rows whose logits exist at one time.
@@ -244,7 +245,7 @@ def _backward_chunk(
     gradient_TD: Tensor,
 ) -> None:
     """Write d loss / d hidden into ``gradient_TD``, which begins at the chunk's first row."""
-    kept = [_kept_rows(part.token_loss.coefficient) for part in parts]
+    kept = _kept_rows([part.token_loss.coefficient for part in parts])
     counts = [part.normalizer_N1[rows_M].shape[0] for part, rows_M in zip(parts, kept, strict=True)]
     num_rows = sum(counts)
     if num_rows == 0:
@@ -285,7 +286,20 @@ def _backward_chunk(
         gradient_TD[part.rows][rows_M] = dhidden_MD[mine]
 
 
-def _kept_rows(coefficient_NK: Tensor) -> Tensor | slice:
-    """Index of the rows that have a gradient; of all rows a slice, which copies nothing."""
-    rows_M = (coefficient_NK != 0).any(1).nonzero()[:, 0]
-    return slice(None) if rows_M.shape[0] == coefficient_NK.shape[0] else rows_M
+def _kept_rows(coefficients: Sequence[Tensor]) -> list[Tensor | slice]:
+    """Index of each piece's rows that have a gradient; of all rows a slice, which copies nothing.
+
+    How many there are decides the sizes of the products, so the host has to wait for the device:
+    once for all pieces of a chunk.
+
+    Shapes:
+        coefficients: [N, K] each.
+    """
+    device = coefficients[0].device
+    is_kept_T = torch.cat([(each != 0).any(1) for each in coefficients]).cpu()
+    kept: list[Tensor | slice] = []
+    for is_kept_N in is_kept_T.split([each.shape[0] for each in coefficients]):
+        rows_M = is_kept_N.nonzero()[:, 0]
+        is_all = rows_M.shape[0] == is_kept_N.shape[0]
+        kept.append(slice(None) if is_all else to_device(rows_M, device))
+    return kept

@@ -14,6 +14,7 @@ from cyclora_core.errors import UserError
 from cyclora_core.operations import DimuonStepBody, OptimStepBody
 from cyclora_workers.adapter import AdapterState
 from cyclora_workers.dimuon import dimuon_update
+from cyclora_workers.transfer import to_device
 
 _CLIP_EPS = 1e-6
 """As in ``torch.nn.utils.clip_grad_norm_``."""
@@ -44,6 +45,7 @@ def optimizer_step(state: AdapterState, body: OptimStepBody | DimuonStepBody) ->
         )
     check_optim_step(body)
     gradient_P = state.gradient_P
+    # The host waits for the device here, once per step: whether there is one depends on it.
     grad_norm = float(torch.linalg.vector_norm(gradient_P))
     if not math.isfinite(grad_norm):
         gradient_P.zero_()
@@ -85,7 +87,7 @@ def _adamw_update(state: AdapterState, body: OptimStepBody) -> None:
         [state.second_moment_P],
         [],
         # It counts the steps taken before this one.
-        [torch.tensor(state.num_steps - 1.0, device=state.master_P.device)],
+        [to_device(torch.tensor(state.num_steps - 1.0), state.master_P.device)],
         fused=True,
         amsgrad=False,
         beta1=body.beta1,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from cyclora_core.blocks import shared_tokens, split_into_blocks
@@ -14,9 +15,10 @@ from cyclora_core.operations import Datum, PassBody, PassResult
 from cyclora_core.payload import Array
 from cyclora_core.types import DatumRange
 from cyclora_workers.adapter import AdapterState
-from cyclora_workers.metric_terms import MetricTerms, reduced
+from cyclora_workers.metric_terms import reduced
 from cyclora_workers.prefix_tree import PrefixTree
 from cyclora_workers.sequence_losses import DatumLossFunction
+from cyclora_workers.transfer import HostCopies
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,20 +48,40 @@ class Progress:
     """Why the loss of one of its data could not be computed; what it accumulated is void."""
     num_finished_blocks: int = 0
     logprobs: list[Array] = field(default_factory=list[Array])
-    metrics: dict[str, list[Tensor]] = field(default_factory=dict[str, list[Tensor]])
-
-    def note(self, metric: str, terms: Iterable[Tensor]) -> None:
-        """Keep what a metric is to be made of."""
-        self.metrics.setdefault(metric, []).extend(terms)
-
-    def terms(self) -> MetricTerms:
-        """What the metrics are made of so far."""
-        return {key: [term.item() for term in terms] for key, terms in self.metrics.items()}
+    terms: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
+    """What the metrics are made of so far."""
 
     def result(self) -> PassResult:
         """The result, once every block was run."""
         assert self.num_finished_blocks == self.num_blocks, "microbatches are left to run"
-        return PassResult(self.logprobs, reduced(self.terms()))
+        return PassResult(self.logprobs, reduced(self.terms))
+
+
+@dataclass(slots=True, eq=False)
+class NotedTerms:
+    """What the metrics of a microbatch's operations are made of, fetched in one copy."""
+
+    _of: list[tuple[Progress, str]] = field(default_factory=list[tuple[Progress, str]])
+    _terms: list[Tensor] = field(default_factory=list[Tensor])
+    _fetched: Tensor | None = None
+
+    def note(self, progress: Progress, metric: str, terms: Iterable[Tensor]) -> None:
+        """Keep what a metric is to be made of: float64 scalars."""
+        for term in terms:
+            self._of.append((progress, metric))
+            self._terms.append(term)
+
+    def fetch(self, copies: HostCopies) -> None:
+        """Ask for what is on the device; what is on the host needs no asking."""
+        on_device = [term for term in self._terms if term.device.type != "cpu"]
+        self._fetched = copies.of(torch.stack(on_device)) if on_device else None
+
+    def hand_out(self) -> None:
+        """Give every operation its terms, once the copies have been waited for."""
+        fetched = iter(() if self._fetched is None else self._fetched.tolist())
+        for (progress, metric), term in zip(self._of, self._terms, strict=True):
+            value = term.item() if term.device.type == "cpu" else next(fetched)
+            progress.terms.setdefault(metric, []).append(value)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

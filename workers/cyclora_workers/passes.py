@@ -39,6 +39,7 @@ from cyclora_workers.losses import LOSSES, TokenLoss
 from cyclora_workers.metric_terms import MetricTerms
 from cyclora_workers.pass_blocks import (
     Block,
+    NotedTerms,
     PassItem,
     Progress,
     block_ranges,
@@ -50,7 +51,7 @@ from cyclora_workers.pass_check import check_pass
 from cyclora_workers.prefix_attention import training_attention
 from cyclora_workers.sequence_losses import SEQUENCE_LOSSES, DatumLossFunction
 from cyclora_workers.target_rows import TargetRows, target_rows, to_data_order
-from cyclora_workers.transfer import to_device
+from cyclora_workers.transfer import HostCopies, to_device
 
 
 class PackedPasses(Iterator[int]):
@@ -150,7 +151,7 @@ class PackedPasses(Iterator[int]):
 
     def terms(self) -> dict[str, MetricTerms]:
         """What each item's metrics are made of, to be joined with those of its other parts."""
-        return {request_id: p.terms() for request_id, p in self._progress.items()}
+        return {request_id: p.terms for request_id, p in self._progress.items()}
 
     def _run(self, blocks: Sequence[Block], needs_gradient: bool) -> None:
         device = self._base_model.device
@@ -176,8 +177,9 @@ class PackedPasses(Iterator[int]):
             to_device(tokens_T, device), to_device(positions_T, device), context
         )
         rows = [target_rows(tree, self._head_chunk_rows, device) for tree in trees]
+        noted = NotedTerms()
         pieces: list[list[HeadPiece]] = [
-            self._head_pieces(block, segment, of_block, hidden_TD.detach())
+            self._head_pieces(block, segment, of_block, hidden_TD.detach(), noted)
             for block, segment, of_block in zip(blocks, segments, rows, strict=True)
         ]
         head = fused_head(
@@ -192,21 +194,31 @@ class PackedPasses(Iterator[int]):
             hidden_TD.backward(head.gradient_TD)  # type: ignore[no-untyped-call]
 
         results = iter(head.pieces)
+        copies, found = HostCopies(), list[Tensor]()
         for block, of_block in zip(blocks, rows, strict=True):
             mine = [next(results) for _ in of_block]
-            logprobs_NK = to_data_order(of_block, [piece.logprobs_NK for piece in mine])
+            found.append(copies.of(to_data_order(of_block, [piece.logprobs_NK for piece in mine])))
             if block.progress.item.body.loss_fn in LOSSES:
-                block.progress.note("loss:sum", [piece.loss_sum for piece in mine])
+                noted.note(block.progress, "loss:sum", [piece.loss_sum for piece in mine])
+        noted.fetch(copies)
+        copies.wait()
+        noted.hand_out()
+        for block, logprobs_NK in zip(blocks, found, strict=True):
             block.progress.logprobs += unstack_logprobs(block.data, logprobs_NK)
 
     def _head_pieces(
-        self, block: Block, segment: Segment, rows: Sequence[TargetRows], hidden_TD: Tensor
+        self,
+        block: Block,
+        segment: Segment,
+        rows: Sequence[TargetRows],
+        hidden_TD: Tensor,
+        noted: NotedTerms,
     ) -> list[HeadPiece]:
         """What the head computes for the rows of a block."""
         progress, device = block.progress, self._base_model.device
         if progress.datum_loss is not None:
             loss = progress.datum_loss
-            coefficient_NK = self._coefficients(block, segment, rows, hidden_TD, loss)
+            coefficient_NK = self._coefficients(block, segment, rows, hidden_TD, loss, noted)
             targets_NK = stack_targets(block.data, device)
             return _cut(segment, rows, targets_NK, lambda mine: _known(mine.of(coefficient_NK)))
         token_loss = LOSSES[progress.item.body.loss_fn]
@@ -225,6 +237,7 @@ class PackedPasses(Iterator[int]):
         rows: Sequence[TargetRows],
         hidden_TD: Tensor,
         loss: DatumLossFunction,
+        noted: NotedTerms,
     ) -> Tensor:
         """The head's first pass, forward only, for a loss that sees each datum as a whole.
 
@@ -255,9 +268,9 @@ class PackedPasses(Iterator[int]):
                 progress.failure = UserError(f"data[{place}]: {error}")
                 coefficients.append(torch.zeros_like(logprobs))
                 continue
-            progress.note("loss:sum", [found.loss])
+            noted.note(progress, "loss:sum", [found.loss])
             for metric, value in found.metrics.items():
-                progress.note(metric, [value])
+                noted.note(progress, metric, [value])
             coefficients.append(found.coefficient)
         return stack_coefficients(coefficients)
 
