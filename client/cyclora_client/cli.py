@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from cyclora_client import adapters_cli, admin_cli
+from cyclora_client.admin_cli import usage
 from cyclora_client.tokenizers import TokenizerSource, default_cache, offline_environment
 from cyclora_client.up.display import choose_display
 from cyclora_client.up.errors import UpError
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 app.add_typer(admin_cli.app, name="admin")
 app.add_typer(adapters_cli.app, name="adapters")
+app.command("usage")(usage.usage_of_ours)
 
 
 @app.command()

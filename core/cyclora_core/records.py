@@ -170,6 +170,10 @@ class Submission:
     """
     weights_path: str | None = None
     """The checkpoint that a sample uses, by which it goes to the worker that has it in memory."""
+    key_id: str = ""
+    """The API key that sent it, to which its tokens are charged; "" where nobody did."""
+    project_id: str | None = None
+    """That of the key, for requests that belong to no session."""
 
 
 class SubmitOutcome(StrEnum):

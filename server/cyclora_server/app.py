@@ -44,6 +44,7 @@ from cyclora_server.routes import (
     tokenizers,
     traces,
     training,
+    usage,
     weights,
 )
 from cyclora_server.services import Services
@@ -165,6 +166,7 @@ def create_app(settings: Settings, store: StorePort, storage: StoragePort, clock
         tokenizers.router,
         audit.router,
         billing.router,
+        usage.router,
         *admin.routers,
         *inference.routers,
     ):

@@ -33,9 +33,9 @@ from cyclora_core.store.cancellations import CancelOutcome
 from cyclora_core.store.checkpoints import CheckpointFiles
 from cyclora_core.store.custom_losses import CreateLossOutcome
 from cyclora_core.store.memory import MemoryReading
-from cyclora_core.store.metering import Metered, StoredHour
 from cyclora_core.store.traces import TracedOperation
 from cyclora_core.types import BaseModelInfo, ModelRecord
+from cyclora_core.usage import Metered
 
 
 class TenantsPort(Protocol):
@@ -232,10 +232,9 @@ class AuditPort(Protocol):
 class MeteringPort(Protocol):
     """What was used, by hour."""
 
-    async def used(self, tenant_id: str, from_hour: int, before_hour: int, /) -> list[Metered]: ...
-    async def stored(
+    async def usage(
         self, tenant_id: str, from_hour: int, before_hour: int, now_ms: int, /
-    ) -> list[StoredHour]: ...
+    ) -> list[Metered]: ...
 
 
 class TracesPort(Protocol):

@@ -74,6 +74,10 @@ class Target:
     base_model: str
     sent: bytes
     """The request's body as it came, by which a retry is recognised."""
+    key_id: str = ""
+    """The API key that sent it, to which it is charged; "" where nobody did."""
+    project_id: str | None = None
+    """That of the key, for a request that belongs to no session."""
 
     @property
     def request_id(self) -> str:
@@ -97,6 +101,8 @@ class Target:
             new_model=new_model,
             sent=self.sent,
             weights_path=draft.weights_path,
+            key_id=self.key_id,
+            project_id=self.project_id,
         )
 
 
@@ -123,7 +129,9 @@ async def submit_for_model(
             "a checkpoint if there is one"
         )
     base = await access.base_model_of(services, model.base_model)
-    target = Target(identity.tenant_id, model_id, seq_id, kind, model.base_model, sent)
+    target = Target(
+        identity.tenant_id, model_id, seq_id, kind, model.base_model, sent, identity.key.key_id
+    )
     return await submit_draft(services, target, lambda: draft(model, base))
 
 

@@ -35,6 +35,7 @@ def submission(
     shared_tokens: Sequence[int] = (),
     is_refused: bool = False,
     num_tokens: int | None = None,
+    key_id: str = "",
 ) -> Submission:
     owner = owner_id or model_id()
     return Submission(
@@ -50,6 +51,7 @@ def submission(
         shared_tokens=shared_tokens,
         error=OperationError("refused", ErrorCategory.USER) if is_refused else None,
         new_model=NewModel(SESSION_ID, LoraConfig(8)) if seq_id == 0 else None,
+        key_id=key_id,
     )
 
 

@@ -13,17 +13,11 @@ from cyclora_core.accounts import AuditEntry
 from cyclora_core.clock import ManualClock
 from cyclora_core.records import Checkpoint
 from cyclora_core.store import Store, audit
-from cyclora_core.store.metering import (
-    METERED_KEPT_S,
-    Meter,
-    Metered,
-    byte_seconds_field,
-    bytes_field,
-    hour_of,
-    ms_left,
-)
+from cyclora_core.store.metering import METERED_KEPT_S, hour_of
+from cyclora_core.usage import Charge, Meter, Metered
 
 TENANT = "tenant-a"
+CHARGE = Charge("test/base", SESSION_ID, "default", model_id())
 
 
 async def entries(store: Store, clock: ManualClock) -> list[AuditEntry]:
@@ -37,7 +31,10 @@ async def events(store: Store, clock: ManualClock) -> list[str]:
 async def byte_hours(store: Store, clock: ManualClock, first_hour: int) -> list[float]:
     now_ms = clock.now_ms()
     found = await store.metering.stored(TENANT, first_hour, hour_of(now_ms) + 1, now_ms)
-    return [each.byte_seconds / 3600 for each in found]
+    amounts: dict[int, float] = {}
+    for each in found:
+        amounts[each.hour] = amounts.get(each.hour, 0) + each.amount / 3600
+    return list(amounts.values())
 
 
 def at_the_full_hour(clock: ManualClock) -> int:
@@ -95,7 +92,7 @@ async def test_what_is_asked_for_twice_is_noted_and_counted_once(
     hour = hour_of(clock.now_ms())
     assert await events(store, clock) == ["create", "publish"]
     assert await store.metering.used(TENANT, hour, hour + 1) == [
-        Metered(hour, Meter.CHECKPOINT, "test/base", SESSION_ID, 1)
+        Metered(hour, Meter.CHECKPOINT, CHARGE, 1)
     ]
 
 
@@ -194,27 +191,49 @@ async def test_a_log_holds_nothing_of_other_tenants(store: Store, clock: ManualC
     assert await store.audit.list("tenant-b", 0, clock.now_ms() + 1) == []
 
 
-async def test_hours_that_nobody_can_ask_for_are_summed_up(
+async def test_what_has_been_stored_for_longer_than_hours_are_kept_still_counts(
     store: Store, clock: ManualClock
 ) -> None:
-    await store.checkpoints.put(checkpoint("a", num_bytes=1000))
+    await store.checkpoints.put(sized("a", 1000))
     kept_hours = METERED_KEPT_S // 3600
     clock.advance((kept_hours + 100) * 3600)
-    now_hour = hour_of(clock.now_ms())
-    key = store.metering._keys.stored(TENANT)  # pyright: ignore[reportPrivateUsage]
+    await store.checkpoints.put(sized("b", 500))
+
+    found = await byte_hours(store, clock, 0)
+
+    assert len(found) == kept_hours + 1
+    assert set(found[:-1]) == {1000}
+
+
+async def test_of_who_has_nothing_stored_any_more_nothing_is_kept(
+    store: Store, clock: ManualClock
+) -> None:
+    await store.checkpoints.put(sized("a", 1000))
+    assert await store.metering.stored_bytes(TENANT) == 1000
+
+    await store.checkpoints.delete(PATH)
+
     client: Any = store.metering._redis  # pyright: ignore[reportPrivateUsage]
-    hours = [now_hour - kept_hours - 150 - number for number in range(10_000)]
-    await client.hset(key, mapping={bytes_field(hour): 1 for hour in hours})
+    keys = store.metering._keys  # pyright: ignore[reportPrivateUsage]
+    assert await client.exists(keys.stored(TENANT), keys.stored_as(TENANT)) == 0
 
-    await store.checkpoints.put(checkpoint("b", num_bytes=500))
 
-    assert await client.hgetall(key) == {
-        b"0:bytes": b"11000",
-        bytes_field(now_hour).encode(): b"500",
-        byte_seconds_field(now_hour).encode(): b"%d" % (500 * ms_left(clock.now_ms()) // 1000),
-    }
-    assert len(await byte_hours(store, clock, 0)) == kept_hours + 1
-    assert (await byte_hours(store, clock, 0))[0] == 11_000
+async def test_what_was_stored_before_it_was_charged_to_anyone_is_from_its_next_change_on(
+    store: Store, clock: ManualClock
+) -> None:
+    """As of a store that an earlier version has written."""
+    hour = at_the_full_hour(clock)
+    await store.checkpoints.put(sized("a", 1000))
+    client: Any = store.metering._redis  # pyright: ignore[reportPrivateUsage]
+    keys = store.metering._keys  # pyright: ignore[reportPrivateUsage]
+    await client.delete(keys.stored(TENANT), keys.stored_as(TENANT), keys.metered(TENANT, hour))
+
+    await store.checkpoints.set_public(PATH, True, "key-1")
+    clock.advance(3600)
+    await store.checkpoints.delete(PATH)
+    clock.advance(3600)
+
+    assert await byte_hours(store, clock, hour) == [1000.0]
 
 
 async def test_a_little_less_in_the_last_moment_of_an_hour_is_counted(

@@ -34,6 +34,7 @@ HISTORY = frozenset(
         "session:ID:trace",
         "sessions:tenant-HEX",
         "stored:tenant-HEX",
+        "stored_as:tenant-HEX",
         "usage:tenant-HEX",
     }
 )

@@ -27,6 +27,7 @@ from cyclora_client.up import valkey
 from cyclora_client.up.bootstrap import bootstrap
 from cyclora_client.up.specs import KEY_PREFIX
 from cyclora_core.store.keys import Keys
+from cyclora_core.usage import GroupBy, Meter
 from faults.points import WIRE_FOLDER_VARIABLE
 from faults.processes import DEADLINE_S, Ending, Processes
 from faults.wire import Wire
@@ -204,6 +205,21 @@ class Deployment:
         with redis.Redis.from_url(self._redis_url, retry=retry) as client:
             rows: Any = client.hgetall(Keys(KEY_PREFIX).usage(tenant_id))
         return {name.decode(): int(count) for name, count in sorted(rows.items()) if int(count)}
+
+    def charged(self, tenant_id: str) -> dict[str, list[int]]:
+        """What was metered for a tenant as the usage route tells runs, keys and projects apart.
+
+        The amounts of each meter, without the names, which differ from tenant to tenant; without
+        bytes, which are counted by the time that they are stored.
+        """
+        amounts: dict[str, list[int]] = {}
+        with AdminClient(self.base_url, self._admin_key) as admin:
+            for by in (GroupBy.RUN, GroupBy.KEY, GroupBy.PROJECT):
+                for row in admin.usage.sums([GroupBy.METER, by], tenants=[tenant_id]):
+                    meter, amount = row.group[GroupBy.METER], row.amounts["amount"]
+                    if amount and meter != Meter.STORED:
+                        amounts.setdefault(f"{meter} by {by}", []).append(amount)
+        return {name: sorted(found) for name, found in amounts.items()}
 
 
 @contextmanager

@@ -55,10 +55,12 @@ class Record:
     files: dict[str, str] = field(default_factory=dict[str, str])
     """SHA-256 of every checkpoint file, by path below the model's folder."""
     usage: dict[str, int] = field(default_factory=dict[str, int])
+    charged: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
+    """By run, key and project."""
 
     def differences(self, expected: Record) -> list[str]:
         """What differs, in words."""
-        names = ("losses", "logprobs", "steps", "samples", "files", "usage")
+        names = ("losses", "logprobs", "steps", "samples", "files", "usage", "charged")
         return [
             f"{name}: {getattr(self, name)} instead of {getattr(expected, name)}"
             for name in names
@@ -88,6 +90,7 @@ class Run:
         """The record with what storage and store hold now."""
         self._record.files = self._files()
         self._record.usage = self._deployment.usage(self._tenant_id)
+        self._record.charged = self._deployment.charged(self._tenant_id)
         return self._record
 
     def _play(self, reached: Callable[[Stage], None]) -> None:

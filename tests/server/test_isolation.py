@@ -162,6 +162,7 @@ FILTERS = [
         "/api/v1/billing/usage/checkpoints/current",
         f"/api/v1/billing/usage/checkpoints/current?project_id={SESSION}",
     ),
+    get("/api/v1/usage", f"/api/v1/usage?run={MODEL}&group_by=run"),
 ]
 """What only narrows a list of the tenant's own."""
 

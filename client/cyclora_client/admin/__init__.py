@@ -6,5 +6,6 @@ from cyclora_client.admin.client import AdminClient
 from cyclora_client.admin.fleet import Worker
 from cyclora_client.admin.keys import ApiKey, NewKey
 from cyclora_client.admin.tenants import Tenant
+from cyclora_client.admin.usage import UsageRow
 
-__all__ = ["AdminClient", "ApiKey", "NewKey", "Tenant", "Worker"]
+__all__ = ["AdminClient", "ApiKey", "NewKey", "Tenant", "UsageRow", "Worker"]

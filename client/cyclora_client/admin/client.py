@@ -11,6 +11,7 @@ from cyclora_client.admin.fleet import BaseModels, Workers
 from cyclora_client.admin.http import AdminHttp
 from cyclora_client.admin.keys import ApiKeys
 from cyclora_client.admin.tenants import Tenants
+from cyclora_client.admin.usage import Usage
 
 
 class AdminClient:
@@ -30,6 +31,7 @@ class AdminClient:
         self.keys = ApiKeys(self._http)
         self.workers = Workers(self._http)
         self.base_models = BaseModels(self._http)
+        self.usage = Usage(self._http)
 
     def __enter__(self) -> Self:
         return self

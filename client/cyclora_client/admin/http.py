@@ -27,8 +27,13 @@ class AdminHttp:
     """What all parts of ``AdminClient`` call through."""
 
     def __init__(
-        self, base_url: str, admin_key: str, transport: httpx.BaseTransport | None
+        self,
+        base_url: str,
+        admin_key: str,
+        transport: httpx.BaseTransport | None,
+        prefix: str = "/admin/v1",
     ) -> None:
+        self._prefix = prefix
         self._client = httpx.Client(
             base_url=base_url.rstrip("/"),
             headers={"X-API-Key": admin_key},
@@ -55,9 +60,11 @@ class AdminHttp:
         body: dict[str, Any] | None = None,
         query: dict[str, Any] | None = None,
     ) -> Any:
-        """The decoded answer of one route; ``route`` without ``/admin/v1/``."""
+        """The decoded answer of one route; ``route`` without the prefix."""
         try:
-            response = self._client.request(method, f"/admin/v1/{route}", json=body, params=query)
+            response = self._client.request(
+                method, f"{self._prefix}/{route}", json=body, params=query
+            )
         except httpx.HTTPError as error:
             raise Unavailable(f"no answer from {self._client.base_url}: {error}") from error
         if response.is_success:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Annotated, Any
@@ -32,9 +32,15 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 @contextmanager
 def admin_client(url: str, admin_key: str) -> Generator[AdminClient]:
     """A client whose errors end the command with one line."""
+    with ending_errors(), AdminClient(url, admin_key) as client:
+        yield client
+
+
+@contextmanager
+def ending_errors() -> Generator[None]:
+    """End the command with one line of what went wrong."""
     try:
-        with AdminClient(url, admin_key) as client:
-            yield client
+        yield
     except CycloraError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
@@ -42,9 +48,13 @@ def admin_client(url: str, admin_key: str) -> Generator[AdminClient]:
 
 def show(records: Sequence[Any], as_json: bool) -> None:
     """Print records, of dataclasses of one kind."""
-    rows = [dataclasses.asdict(record) for record in records]
+    show_rows([dataclasses.asdict(record) for record in records], as_json)
+
+
+def show_rows(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
+    """Print rows that have the same columns."""
     if as_json:
-        typer.echo(json.dumps(rows, default=datetime.isoformat))
+        typer.echo(json.dumps([dict(row) for row in rows], default=datetime.isoformat))
         return
     if not rows:
         typer.echo("none")

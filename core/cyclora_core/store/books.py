@@ -11,15 +11,7 @@ from cyclora_core.ids import session_of
 from cyclora_core.records import Checkpoint
 from cyclora_core.store.audit import Audit
 from cyclora_core.store.keys import Keys
-from cyclora_core.store.metering import (
-    METERED_KEPT_S,
-    Meter,
-    byte_seconds_field,
-    bytes_field,
-    hour_of,
-    meter_field,
-    ms_left,
-)
+from cyclora_core.store.metering import METERED_KEPT_S, hour_of, ms_left
 
 
 class Books:
@@ -39,24 +31,41 @@ class Books:
         about = {"tinker_path": checkpoint.path, "model_id": checkpoint.model_id}
         return self._audit.entry(f"checkpoint_{action}", {**about, **details})
 
-    def keys_of(self, tenant_id: str) -> list[str]:
+    def keys_of(self, checkpoint: Checkpoint) -> list[str]:
         hour = hour_of(self._clock.now_ms())
-        keys = self._keys
-        return [keys.audit(tenant_id), keys.metered(tenant_id, hour), keys.stored(tenant_id)]
+        keys, tenant_id = self._keys, checkpoint.tenant_id
+        return [
+            keys.audit(tenant_id),
+            keys.metered(tenant_id, hour),
+            keys.stored(tenant_id),
+            keys.stored_as(tenant_id),
+            keys.session(session_of(checkpoint.model_id)),
+            keys.future(checkpoint.request_id),
+        ]
 
     def args(
-        self, checkpoint: Checkpoint, entry: AuditEntry | None, *, is_made: bool = False
+        self,
+        checkpoint: Checkpoint,
+        entry: AuditEntry | None,
+        *,
+        is_made: bool = False,
+        by: str = "",
+        project_id: str | None = None,
     ) -> list[str | int | bytes]:
-        """``is_made`` counts one checkpoint more, if it has a name."""
-        now_ms = self._clock.now_ms()
-        hour = hour_of(now_ms)
-        session_id = session_of(checkpoint.model_id)
-        field = meter_field(Meter.CHECKPOINT, checkpoint.base_model, session_id)
+        """``is_made`` counts one checkpoint more, if it has a name.
+
+        ``by`` is the key_id of who asked, of one that no operation has saved; ``project_id`` that
+        of one whose session does not say.
+        """
         return [
             *self._audit.script_args(entry),
-            field if is_made and checkpoint.is_listed else "",
+            int(is_made and checkpoint.is_listed),
             METERED_KEPT_S * 1000,
-            bytes_field(hour),
-            byte_seconds_field(hour),
-            ms_left(now_ms),
+            ms_left(self._clock.now_ms()),
+            checkpoint.path,
+            checkpoint.base_model,
+            session_of(checkpoint.model_id),
+            checkpoint.model_id,
+            by,
+            project_id or "",
         ]

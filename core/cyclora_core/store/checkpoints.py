@@ -236,7 +236,7 @@ class Checkpoints:
             self._keys.checkpoints_of_model(checkpoint.model_id),
             self._keys.unlisted_of_model(checkpoint.model_id),
             self._keys.published_checkpoints(),
-            *self._books.keys_of(checkpoint.tenant_id),
+            *self._books.keys_of(checkpoint),
         ]
 
 

@@ -32,6 +32,7 @@ the store longer than all their commands."""
 _NEW_WORK = frozenset({"submit", "submit_sample", "create_custom_loss"})
 _READS = frozenset({"gather", "find_keys"})
 _CHANGE_CHECKPOINTS = frozenset({"put_checkpoint", "drop_checkpoint", "record_copy"})
+_METER = _CHANGE_CHECKPOINTS | {"settle", "settle_sample"}
 
 # Redis refuses a script for want of memory only at its first write, and only if that write could
 # take memory; DEL cannot. So a script that begins with this one, of a key that never exists, runs
@@ -160,6 +161,8 @@ class Connection:
             text = (folder / f"{script}.lua").read_text()
             if script in _CHANGE_CHECKPOINTS:
                 text = (folder / "account.lua").read_text() + text
+            if script in _METER:
+                text = (folder / "meter.lua").read_text() + text
             if script not in _NEW_WORK | _READS:
                 text = _EVEN_WHEN_FULL + text
             self._scripts[script] = self.client.register_script(text)

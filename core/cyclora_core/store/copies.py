@@ -55,7 +55,7 @@ class Copies:
                 keys.doomed_files(),
                 keys.checkpoints_of(copy.tenant_id),
                 keys.checkpoints_of_model(copy.model_id),
-                *self._books.keys_of(copy.tenant_id),
+                *self._books.keys_of(copy),
             ],
             [
                 copy.model_id,
@@ -65,7 +65,7 @@ class Copies:
                 codec.dump(copy),
                 "" if expires_at_ms is None else expires_at_ms,
                 str(files_of(copy)),
-                *self._books.args(copy, entry, is_made=True),
+                *self._books.args(copy, entry, is_made=True, by=by, project_id=project_id),
             ],
         )
         return reply == b"recorded"

@@ -36,6 +36,9 @@ class Keys:
     def stored(self, tenant_id: str) -> str:
         return f"{self.prefix}:stored:{tenant_id}"
 
+    def stored_as(self, tenant_id: str) -> str:
+        return f"{self.prefix}:stored_as:{tenant_id}"
+
     def audit(self, tenant_id: str) -> str:
         return f"{self.prefix}:audit:{tenant_id}"
 

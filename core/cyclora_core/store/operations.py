@@ -11,13 +11,13 @@ from typing import Any
 
 from cyclora_core import partials
 from cyclora_core.errors import FencedOut, ServerError
-from cyclora_core.ids import session_of
+from cyclora_core.ids import CheckpointPath, session_of
 from cyclora_core.operations import OperationKind
 from cyclora_core.partials import RECORD_BYTES, Partial
 from cyclora_core.records import FutureState, OperationError, Submission, SubmitOutcome
 from cyclora_core.store.connection import Connection
 from cyclora_core.store.futures import FUTURE_TTL_MS, clone_of
-from cyclora_core.store.metering import METERED_KEPT_S, Meter, hour_of, meter_field
+from cyclora_core.store.metering import METERED_KEPT_S, hour_of
 from cyclora_core.store.models import new_model_fields
 from cyclora_core.store.traces import MAX_TRACED, TRACE_KEPT_S, trace_entry
 from cyclora_core.types import Execution, PlannedOperation
@@ -252,6 +252,7 @@ class Operations:
                 keys.usage(tenant_id),
                 keys.metered(tenant_id, hour_of(now_ms)),
                 keys.trace(session_id),
+                keys.session(session_id),
             ],
             [
                 worker_id,
@@ -269,13 +270,14 @@ class Operations:
                 f"{operation.kind}_tokens",
                 outcome.num_tokens,
                 _mark(operation, outcome),
-                meter_field(Meter.TRAINING, base_model, session_id) if is_billed else "",
+                base_model if is_billed else "",
                 METERED_KEPT_S * 1000,
                 trace_entry(
                     operation.request_id, operation.kind, outcome.error is None, ran, now_ms
                 ),
                 MAX_TRACED,
                 TRACE_KEPT_S * 1000,
+                session_id,
             ],
         )
         return _settle_outcome(reply.decode(), operation.request_id)
@@ -317,6 +319,7 @@ class Operations:
                 keys.metered(tenant_id, hour_of(now_ms)),
                 keys.trace(session_id),
                 keys.partial(request_id),
+                keys.session(session_id),
             ],
             [
                 worker_id,
@@ -329,14 +332,13 @@ class Operations:
                 request_id,
                 num_prefilled_tokens,
                 outcome.num_tokens,
-                meter_field(Meter.PREFILL, base_model, session_id),
-                meter_field(Meter.SAMPLED, base_model, session_id),
+                base_model,
+                session_id,
                 METERED_KEPT_S * 1000,
                 trace_entry(request_id, OperationKind.SAMPLE, outcome.error is None, ran, now_ms),
                 MAX_TRACED,
                 TRACE_KEPT_S * 1000,
                 num_cached_tokens,
-                meter_field(Meter.CACHED_PREFILL, base_model, session_id),
             ],
         )
         return _settle_outcome(reply.decode(), request_id)
@@ -371,6 +373,12 @@ def _future_fields(submission: Submission, now_ms: int) -> str:
         "state": str(FutureState.PENDING),
         "submitted_at_ms": str(now_ms),
     }
+    if submission.kind is OperationKind.SAMPLE and submission.weights_path is not None:
+        fields["run_id"] = CheckpointPath.parse(submission.weights_path).model_id
+    if submission.key_id:
+        fields["key_id"] = submission.key_id
+    if submission.project_id is not None:
+        fields["project_id"] = submission.project_id
     if submission.error is not None:
         fields["state"] = str(FutureState.FAILED)
         fields["error_message"] = submission.error.message

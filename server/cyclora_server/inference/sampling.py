@@ -100,6 +100,8 @@ class Samples:
                 OperationKind.SAMPLE,
                 source.base.name,
                 sent=b"",
+                key_id=identity.key.key_id,
+                project_id=identity.key.project_id,
             )
             for number in range(count)
         ]

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from fastapi import APIRouter, Query
 from pydantic import AwareDatetime
 
 from cyclora_core.clock import as_datetime
 from cyclora_core.records import Checkpoint, Session
-from cyclora_core.store.metering import HOUR_MS, METERED_KEPT_S, Meter, Metered, StoredHour, hour_of
+from cyclora_core.store.metering import HOUR_MS, METERED_KEPT_S, hour_of
+from cyclora_core.usage import Meter, Metered
 from cyclora_server import projects
 from cyclora_server.auth import IdentityDep, needs_key, user_urn
 from cyclora_server.problems import InvalidBody
@@ -41,12 +42,14 @@ async def get_usage_events(
     now_ms = services.clock.now_ms()
     first, before = _window(starting_on, ending_before, now_ms)
     metering, tenant_id = services.store.metering, identity.tenant_id
-    used = await metering.used(tenant_id, first, before)
-    stored = await metering.stored(tenant_id, first, before, now_ms)
-    sessions = await services.store.sessions.get_many(_unique(each.session_id for each in used))
+    buckets: dict[_Bucket, int] = defaultdict(int)
+    for each in await metering.usage(tenant_id, first, before, now_ms):
+        buckets[_bucket_of(each)] += each.amount
+    session_ids = _unique(each.session_id for each in buckets if each.session_id)
+    sessions = await services.store.sessions.get_many(session_ids)
     events = [
-        *(_used_event(each, sessions.get(each.session_id), tenant_id) for each in used),
-        *(_stored_event(each, tenant_id) for each in stored),
+        _event(bucket, amount, tenant_id, sessions.get(bucket.session_id))
+        for bucket, amount in buckets.items()
     ]
     # As the SDK says: by hour, most tokens first.
     events.sort(
@@ -82,15 +85,39 @@ def _window(starting_on: datetime, ending_before: datetime, now_ms: int) -> tupl
     return first, before
 
 
-def _used_event(used: Metered, session: Session | None, tenant_id: str) -> dict[str, Any]:
-    event = _bucket(used.hour, tenant_id)
-    event |= {
-        "base_model": used.base_model,
-        "session_id": used.session_id,
-        "event_info": _info(used.meter, used.amount),
+class _Bucket(NamedTuple):
+    """What one event is about; as the SDK wants it, storage is told for the tenant as a whole."""
+
+    hour: int
+    meter: Meter
+    base_model: str = ""
+    session_id: str = ""
+    project_id: str = ""
+
+
+def _bucket_of(used: Metered) -> _Bucket:
+    if used.meter is Meter.STORED:
+        return _Bucket(used.hour, used.meter)
+    charge = used.charge
+    return _Bucket(used.hour, used.meter, charge.base_model, charge.session_id, charge.project_id)
+
+
+def _event(bucket: _Bucket, amount: int, tenant_id: str, session: Session | None) -> dict[str, Any]:
+    start, end = (
+        as_datetime(each * HOUR_MS).isoformat() for each in (bucket.hour, bucket.hour + 1)
+    )
+    event: dict[str, Any] = {
+        "bucket_start": start,
+        "bucket_end": end,
+        "user_id": user_urn(tenant_id),
+        "event_info": _info(bucket.meter, amount),
     }
-    if session is not None:
-        event["project_id"] = projects.of_session(session)
+    if bucket.meter is not Meter.STORED:
+        event |= {
+            "base_model": bucket.base_model,
+            "session_id": bucket.session_id,
+            "project_id": bucket.project_id or projects.of_session(session),
+        }
     return event
 
 
@@ -106,17 +133,8 @@ def _info(meter: Meter, amount: int) -> dict[str, Any]:
             return {"type": "sampling_sample", "token_count": amount}
         case Meter.CHECKPOINT:
             return {"type": "checkpoint", "count": amount}
-
-
-def _stored_event(stored: StoredHour, tenant_id: str) -> dict[str, Any]:
-    gigabyte_hours = stored.byte_seconds / 3600 / _GIGABYTE
-    info = {"type": "storage", "gigabyte_hours": gigabyte_hours}
-    return {**_bucket(stored.hour, tenant_id), "event_info": info}
-
-
-def _bucket(hour: int, tenant_id: str) -> dict[str, Any]:
-    start, end = (as_datetime(each * HOUR_MS).isoformat() for each in (hour, hour + 1))
-    return {"bucket_start": start, "bucket_end": end, "user_id": user_urn(tenant_id)}
+        case Meter.STORED:
+            return {"type": "storage", "gigabyte_hours": amount / 3600 / _GIGABYTE}
 
 
 @router.get("/checkpoints/current", summary="Named checkpoints that are stored now, by project")

@@ -133,6 +133,7 @@ async def asample(request: Request, identity: IdentityDep, services: ServicesDep
         OperationKind.SAMPLE,
         base.name,
         sent=raw,
+        key_id=identity.key.key_id,
     )
 
     async def draft() -> Draft:

@@ -50,7 +50,8 @@ async def create_model(
     optimizer_type = validate_optimizer.optimizer_type(body.optimizer_config)
     model_id = ids.model_id(body.session_id, body.model_seq_id)
     sent = body.model_dump_json().encode()
-    target = Target(identity.tenant_id, model_id, 0, OperationKind.CREATE_MODEL, base.name, sent)
+    kind, key_id = OperationKind.CREATE_MODEL, identity.key.key_id
+    target = Target(identity.tenant_id, model_id, 0, kind, base.name, sent, key_id)
     lora = validate.lora_config(body.lora_config, base, derived_seed(target.request_id))
     draft = Draft.of(CreateModelBody(base.name, lora))
     new_model = NewModel(body.session_id, lora, body.user_metadata, optimizer_type)

@@ -223,7 +223,13 @@ async def _create_via_load(
     )
     await access.served_base_model(services, checkpoint.base_model)
     target = Target(
-        identity.tenant_id, model_id, 0, OperationKind.LOAD_WEIGHTS, checkpoint.base_model, raw
+        identity.tenant_id,
+        model_id,
+        0,
+        OperationKind.LOAD_WEIGHTS,
+        checkpoint.base_model,
+        raw,
+        identity.key.key_id,
     )
     new_model = NewModel(body.session_id, checkpoint.lora, body.user_metadata, optimizer_type)
     draft = Draft.of(_load_body(body, checkpoint))

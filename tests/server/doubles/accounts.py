@@ -9,8 +9,8 @@ from typing import Any
 
 from cyclora_core.accounts import TENANT_SCOPES, ApiKey, AuditEntry, KeyHolder, Scope, Tenant
 from cyclora_core.errors import NotFound
-from cyclora_core.store.metering import Metered, StoredHour
 from cyclora_core.store.traces import TracedOperation
+from cyclora_core.usage import Metered
 from server.doubles.builders import ADMIN_KEY, KEY, STRANGER, STRANGER_KEY, TENANT
 
 
@@ -128,20 +128,14 @@ class Audit:
 class Metering:
     def __init__(self) -> None:
         self.metered: list[Metered] = []
-        self.stored_hours: list[StoredHour] = []
 
-    async def used(self, tenant_id: str, from_hour: int, before_hour: int) -> list[Metered]:
-        if tenant_id != TENANT:
-            return []
-        return [each for each in self.metered if from_hour <= each.hour < before_hour]
-
-    async def stored(
+    async def usage(
         self, tenant_id: str, from_hour: int, before_hour: int, now_ms: int
-    ) -> list[StoredHour]:
+    ) -> list[Metered]:
         assert now_ms > 0
         if tenant_id != TENANT:
             return []
-        return [each for each in self.stored_hours if from_hour <= each.hour < before_hour]
+        return [each for each in self.metered if from_hour <= each.hour < before_hour]
 
 
 class Traces:

@@ -11,7 +11,7 @@ from tinker.types.current_checkpoint_storage_usage_response import (
 )
 
 from cyclora_core import ids
-from cyclora_core.store.metering import Meter, Metered, StoredHour
+from cyclora_core.usage import Charge, Meter, Metered
 from server.doubles.builders import (
     BASE,
     MODEL,
@@ -32,15 +32,15 @@ async def usage(client: httpx.AsyncClient, **changes: str) -> types.BillingUsage
 
 
 def metered(meter: Meter, amount: int, hour: int = 0) -> Metered:
-    return Metered(hour, meter, BASE.name, SESSION, amount)
+    return Metered(hour, meter, Charge(BASE.name, SESSION), amount)
 
 
 async def test_every_meter_is_an_event_the_sdk_understands(
     client: httpx.AsyncClient, store: StoreDouble
 ) -> None:
     amounts = {meter: number for number, meter in enumerate(Meter, 1)}
+    amounts[Meter.STORED] = 18 * 10**11
     store.metering.metered = [metered(meter, amount) for meter, amount in amounts.items()]
-    store.metering.stored_hours = [StoredHour(0, 18 * 10**11)]
 
     found = await usage(client)
 
@@ -80,7 +80,6 @@ async def test_old_sdks_find_no_field_that_they_refuse(
 ) -> None:
     """Up to 0.25 they forbid unknown ones inside event_info."""
     store.metering.metered = [metered(meter, 1) for meter in Meter]
-    store.metering.stored_hours = [StoredHour(0, 1)]
     known = {"type", "token_count", "cached", "count", "gigabyte_hours"}
 
     answer = await client.get("/api/v1/billing/usage/events", params=WINDOW)

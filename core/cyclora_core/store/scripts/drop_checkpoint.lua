@@ -8,7 +8,7 @@
 -- whose record is gone would be found by nobody if we died here.
 if redis.call('GET', KEYS[1]) ~= ARGV[2] then return 'changed' end
 redis.call('DEL', KEYS[1])
-account(8, 5, -listed_bytes(ARGV[2]))
+account(8, 5, ARGV[2], nil)
 redis.call('ZREM', KEYS[2], ARGV[1])
 redis.call('ZADD', KEYS[3], ARGV[4], ARGV[3])
 redis.call('ZREM', KEYS[4], ARGV[1])

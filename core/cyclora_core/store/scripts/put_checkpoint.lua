@@ -20,7 +20,7 @@ if ARGV[3] == '' and old then
   if theirs and mine and theirs > mine then return 'superseded' end
 end
 redis.call('SET', KEYS[1], ARGV[2])
-account(8, 9, listed_bytes(ARGV[2]) - listed_bytes(old))
+account(8, 9, old, ARGV[2])
 if ARGV[4] == '' then
   redis.call('ZREM', KEYS[2], ARGV[1])
 else

@@ -15,7 +15,7 @@ end
 redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1])
 redis.call('ZADD', KEYS[3], ARGV[3], ARGV[1])
 redis.call('SET', KEYS[4], ARGV[5])
-account(9, 8, listed_bytes(ARGV[5]))
+account(9, 8, nil, ARGV[5])
 if ARGV[6] ~= '' then redis.call('ZADD', KEYS[5], ARGV[6], ARGV[4]) end
 redis.call('ZREM', KEYS[6], ARGV[7])
 redis.call('ZADD', KEYS[7], ARGV[3], ARGV[4])

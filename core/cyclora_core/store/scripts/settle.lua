@@ -1,14 +1,14 @@
 -- Store the outcome of one operation of a model and advance the model past it.
 -- KEYS: 1 model  2 log (stream)  3 future  4 body  5 ready_models (set)  6 wake (list)
 --       7 failed (set of seq_ids that replay leaves out)  8 usage (hash)
---       9 metered (hash of this hour)  10 trace (list)
+--       9 metered (hash of this hour)  10 trace (list)  11 session
 -- ARGV: 1 worker_id  2 epoch  3 seq_id  4 state  5 result  6 error_message  7 error_category
 --       8 future_ttl_ms  9 keep_body (1 or 0)  10 settled channel  11 request_id  12 model_id
 --       13 usage field  14 usage tokens
 --       15 mark: "snapshot" when storage holds the state after this operation, "end" when the
 --          model ends with it, else ""
---       16 metered field, or "" when its tokens are not billed  17 metered_ttl_ms
---       18 trace entry, or ""  19 max trace entries  20 trace_ttl_ms
+--       16 base_model, or "" when its tokens are not billed  17 metered_ttl_ms
+--       18 trace entry, or ""  19 max trace entries  20 trace_ttl_ms  21 session_id
 -- Returns: "settled", "already", "fenced" or "out_of_order".
 -- Atomic because the result, the applied seq_id and the metered usage must agree whatever dies;
 -- the epoch check keeps a worker that was declared dead from settling anything.
@@ -30,7 +30,9 @@ if ARGV[4] == 'done' then
   if tonumber(ARGV[14]) > 0 then
     redis.call('HINCRBY', KEYS[8], ARGV[13], ARGV[14])
     if ARGV[16] ~= '' then
-      redis.call('HINCRBY', KEYS[9], ARGV[16], ARGV[14])
+      local key_id = redis.call('HGET', KEYS[3], 'key_id') or ''
+      local charge = {ARGV[16], ARGV[21], project_of(KEYS[11]), ARGV[12], key_id}
+      counted(KEYS[9], 'training', charge, tonumber(ARGV[14]))
       redis.call('PEXPIRE', KEYS[9], ARGV[17])
     end
   end

@@ -1,11 +1,12 @@
 -- Store the outcome of one sample.
 -- KEYS: 1 future  2 body  3 worker_samples (hash)  4 completions (zset)  5 usage (hash)
 --       6 pending_samples (set)  7 metered (hash of this hour)  8 trace (list)  9 partial (string)
+--       10 session
 -- ARGV: 1 worker_id  2 state  3 result  4 error_message  5 error_category  6 future_ttl_ms
 --       7 settled channel  8 request_id  9 prefilled tokens  10 sampled tokens
---       11 metered field of the former  12 metered field of the latter  13 metered_ttl_ms
+--       11 base_model  12 session_id  13 metered_ttl_ms
 --       14 trace entry, or ""  15 max trace entries  16 trace_ttl_ms
---       17 cached tokens of the prompt  18 metered field of these
+--       17 cached tokens of the prompt
 -- Returns: "settled", "already" or "fenced".
 -- Atomic because the owner check must hold at the moment the result is stored: a worker that was
 -- declared dead has lost its samples to another.
@@ -22,11 +23,14 @@ if ARGV[2] == 'done' then
   redis.call('HSET', KEYS[1], 'result', ARGV[3])
   redis.call('HINCRBY', KEYS[5], 'prefilled_tokens', ARGV[9])
   redis.call('HINCRBY', KEYS[5], 'sampled_tokens', ARGV[10])
-  redis.call('HINCRBY', KEYS[7], ARGV[11], ARGV[9])
-  redis.call('HINCRBY', KEYS[7], ARGV[12], ARGV[10])
+  local who = redis.call('HMGET', KEYS[1], 'run_id', 'key_id', 'project_id')
+  local project = project_of(KEYS[10], who[3])
+  local charge = {ARGV[11], ARGV[12], project, who[1] or '', who[2] or ''}
+  counted(KEYS[7], 'prefill', charge, tonumber(ARGV[9]))
+  counted(KEYS[7], 'sampled', charge, tonumber(ARGV[10]))
   if ARGV[17] ~= '0' then
     redis.call('HINCRBY', KEYS[5], 'cached_tokens', ARGV[17])
-    redis.call('HINCRBY', KEYS[7], ARGV[18], ARGV[17])
+    counted(KEYS[7], 'cached_prefill', charge, tonumber(ARGV[17]))
   end
   redis.call('PEXPIRE', KEYS[7], ARGV[13])
 else

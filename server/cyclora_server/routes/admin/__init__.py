@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from cyclora_server.routes.admin import fleet, keys, tenants
+from cyclora_server.routes.admin import fleet, keys, tenants, usage
 
-routers = (tenants.router, keys.router, fleet.router)
+routers = (tenants.router, keys.router, fleet.router, usage.router)
