@@ -192,6 +192,26 @@ class Cycle:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class EndedCycle:
+    """How much one cycle held, and when it ran."""
+
+    cycle_id: int
+    base_model: str
+    worker_id: str
+    tenants: Sequence[str]
+    num_models: int
+    num_operations: int
+    num_samples: int
+    """Those admitted in it; they may end in a later one."""
+    num_tokens: int
+    """Through passes."""
+    dispatched_at_ms: int
+    """By the scheduler's clock."""
+    started_at_ms: int
+    ended_at_ms: int
+
+
 def _planned_operation(value: dict[str, Any]) -> PlannedOperation:
     part = value["datum_range"]
     return PlannedOperation(

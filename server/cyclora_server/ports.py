@@ -8,7 +8,7 @@ claims or settles.
 from __future__ import annotations
 
 import builtins
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from cyclora_core.custom_loss import CustomLoss
 from cyclora_core.ids import CheckpointPath
 from cyclora_core.partials import Progress
 from cyclora_core.peft import TargetModule
+from cyclora_core.queues import WaitingOperation
 from cyclora_core.records import (
     Checkpoint,
     Completion,
@@ -34,7 +35,7 @@ from cyclora_core.store.checkpoints import CheckpointFiles
 from cyclora_core.store.custom_losses import CreateLossOutcome
 from cyclora_core.store.memory import MemoryReading
 from cyclora_core.store.traces import TracedOperation
-from cyclora_core.types import BaseModelInfo, ModelRecord
+from cyclora_core.types import BaseModelInfo, Cycle, EndedCycle, ModelRecord
 from cyclora_core.usage import Metered
 
 
@@ -209,6 +210,21 @@ class WorkersPort(Protocol):
     """Workers as administrators see them."""
 
     async def list(self) -> list[WorkerStatus]: ...
+    async def ended_cycles(self, base_model: str, limit: int, /) -> list[EndedCycle]: ...
+    async def running_cycles(self) -> list[Cycle]: ...
+
+
+class QueuesPort(Protocol):
+    """What waits, and the way to end it."""
+
+    async def waiting(
+        self, tenant_id: str | None, model_id: str | None, /
+    ) -> list[WaitingOperation]: ...
+    async def cancel_model(self, tenant_id: str, model_id: str, by: str, /) -> int: ...
+    async def cancel_samples(
+        self, tenant_id: str, samples: Iterable[WaitingOperation], by: str, /
+    ) -> int: ...
+    async def cancel_tenant(self, tenant_id: str, by: str, /) -> int: ...
 
 
 class GapsPort(Protocol):
@@ -291,6 +307,8 @@ class StorePort(Protocol):
     def workers(self) -> WorkersPort: ...
     @property
     def gaps(self) -> GapsPort: ...
+    @property
+    def queues(self) -> QueuesPort: ...
     @property
     def memory(self) -> MemoryPort: ...
 

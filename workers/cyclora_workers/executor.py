@@ -27,6 +27,7 @@ from cyclora_core.store.metering import Meter
 from cyclora_core.store.operations import Outcome
 from cyclora_core.types import (
     Cycle,
+    EndedCycle,
     Execution,
     ModelRecord,
     PlannedModel,
@@ -98,8 +99,9 @@ class Executor:
         self._clock = store.clock
         self._checkpoints = CheckpointSteps(store, storage, engine, in_thread, handover)
 
-    async def execute(self, cycle: Cycle) -> None:
+    async def execute(self, cycle: Cycle) -> EndedCycle:
         """Run one cycle to its end; samples are only admitted and finish when they finish."""
+        started_at_ms = self._clock.now_ms()
         phases = self._phases = Phases()
         with phases.of(Phase.ADMIT):
             await self._samples.admit(cycle)
@@ -120,19 +122,33 @@ class Executor:
             await self._keeper.cycle_ended()
         num_tokens = sum(_num_tokens(each) for run in runs for each in run.passes)
         self._metrics.cycle_ended(phases, num_tokens)
+        ended = EndedCycle(
+            cycle.cycle_id,
+            cycle.base_model,
+            cycle.worker_id,
+            sorted({each.tenant_id for each in (*cycle.models, *cycle.samples)}),
+            num_models=len(cycle.models),
+            num_operations=sum(len(r.before) + len(r.pass_operations) + len(r.after) for r in runs),
+            num_samples=len(cycle.samples),
+            num_tokens=num_tokens,
+            dispatched_at_ms=cycle.dispatched_at_ms,
+            started_at_ms=started_at_ms,
+            ended_at_ms=self._clock.now_ms(),
+        )
         _log.info(
             "cycle finished",
             cycle_id=cycle.cycle_id,
             worker_id=self._worker_id,
             base_model=cycle.base_model,
             num_tenants=len({m.tenant_id for m in cycle.models}),
-            num_models=len(cycle.models),
-            num_operations=sum(len(r.before) + len(r.pass_operations) + len(r.after) for r in runs),
+            num_models=ended.num_models,
+            num_operations=ended.num_operations,
             num_tokens=num_tokens,
-            num_samples=len(cycle.samples),
+            num_samples=ended.num_samples,
             duration_s=round(phases.total_s, 6),
             **{f"{phase}_s": round(spent_s, 6) for phase, spent_s in phases.seconds.items()},
         )
+        return ended
 
     async def _prepare(self, planned: PlannedModel, cycle: Cycle) -> _Run | None:
         record = await self._keeper.ensure(planned)

@@ -205,9 +205,9 @@ class Worker:
                 getter.cancel()
 
     async def _execute(self, cycle: Cycle) -> None:
-        await self._executor.execute(cycle)
+        ended = await self._executor.execute(cycle)
         stats = await self._stats()
-        releasing = self._store.workers.release(self._worker_id, cycle.cycle_id, stats)
+        releasing = self._store.workers.release(self._worker_id, cycle.cycle_id, stats, ended)
         if self._engine.sampler.is_idle:
             await releasing
             return

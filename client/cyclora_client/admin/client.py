@@ -7,9 +7,11 @@ from typing import Self
 
 import httpx
 
+from cyclora_client.admin.cycles import CycleRows
 from cyclora_client.admin.fleet import BaseModels, Workers
 from cyclora_client.admin.http import AdminHttp
 from cyclora_client.admin.keys import ApiKeys
+from cyclora_client.admin.queue import Queue
 from cyclora_client.admin.tenants import Tenants
 from cyclora_client.admin.usage import Usage
 
@@ -32,6 +34,8 @@ class AdminClient:
         self.workers = Workers(self._http)
         self.base_models = BaseModels(self._http)
         self.usage = Usage(self._http)
+        self.queue = Queue(self._http)
+        self.cycles = CycleRows(self._http)
 
     def __enter__(self) -> Self:
         return self

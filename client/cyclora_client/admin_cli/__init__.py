@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import typer
 
-from cyclora_client.admin_cli import keys, tenants, usage, workers
+from cyclora_client.admin_cli import keys, queue, tenants, usage, workers
 
 app = typer.Typer(help="Administer a running server.", no_args_is_help=True)
 app.add_typer(tenants.app, name="tenants")
 app.add_typer(keys.app, name="keys")
 app.add_typer(workers.app, name="workers")
+app.add_typer(queue.app, name="queue")
+app.command("cycles")(queue.list_cycles)
 app.command("usage")(usage.usage_of_tenants)

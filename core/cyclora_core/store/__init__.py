@@ -18,6 +18,7 @@ from cyclora_core.store.memory import Memory
 from cyclora_core.store.metering import Metering
 from cyclora_core.store.models import Models
 from cyclora_core.store.operations import Operations
+from cyclora_core.store.queues import Queues
 from cyclora_core.store.runs import Runs
 from cyclora_core.store.sampling import SamplingSessions
 from cyclora_core.store.secrets import Secrets
@@ -55,6 +56,7 @@ class Store:
         self.cycles = Cycles(connection)
         self.traces = Traces(connection)
         self.gaps = Gaps(connection)
+        self.queues = Queues(connection, self.base_models, self.cancellations)
         self.memory = Memory(connection)
 
     @classmethod

@@ -38,9 +38,16 @@ class Cancellations:
         self._keys = connection.keys
 
     async def cancel(
-        self, tenant_id: str, base_model: str, sampling_session_id: str, seq_id: int
+        self,
+        tenant_id: str,
+        base_model: str,
+        sampling_session_id: str,
+        seq_id: int,
+        message: str = _MESSAGE,
     ) -> CancelOutcome:
         """End a sample that waits or runs; doing it twice is doing it once.
+
+        ``message`` is what the tenant reads.
 
         Raises:
             ServerError: it moved from worker to worker all the time.
@@ -67,7 +74,7 @@ class Cancellations:
                     worker_id,
                     tenant_id,
                     FutureState.FAILED,
-                    _MESSAGE,
+                    message,
                     ErrorCategory.USER,
                     FUTURE_TTL_MS,
                     keys.settled_channel(),

@@ -180,6 +180,9 @@ class Keys:
     def cycle_counters(self) -> str:
         return f"{self.prefix}:cycles"
 
+    def ended_cycles(self, base_model: str) -> str:
+        return f"{self.prefix}:ended_cycles:{base_model}"
+
     def leader(self) -> str:
         return f"{self.prefix}:leader"
 

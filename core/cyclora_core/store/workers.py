@@ -11,8 +11,11 @@ from cyclora_core import codec
 from cyclora_core.peft import ModuleGroup, TargetModule
 from cyclora_core.records import WorkerStatus
 from cyclora_core.store.connection import Connection, as_dict
-from cyclora_core.types import BaseModelInfo, Cycle
+from cyclora_core.types import BaseModelInfo, Cycle, EndedCycle
 from cyclora_core.waiting import WorkerStats
+
+MAX_ENDED_CYCLES = 1000
+"""Of each base model; beyond them the oldest go."""
 
 
 class BaseModels:
@@ -134,13 +137,40 @@ class Workers:
             return None
         return Cycle.from_json({**json.loads(data), "cycle_id": int(cycle_id)})
 
-    async def release(self, worker_id: str, cycle_id: int, stats: WorkerStats) -> None:
-        """Say that the worker is free for its next cycle."""
+    async def release(
+        self, worker_id: str, cycle_id: int, stats: WorkerStats, ended: EndedCycle | None = None
+    ) -> None:
+        """Say that the worker is free for its next cycle, and how the last one went."""
+        base_model = ended.base_model if ended else ""
         await self._connection.run(
             "release",
-            [self._keys.worker(worker_id), self._keys.wake()],
-            [cycle_id, codec.dump(stats)],
+            [
+                self._keys.worker(worker_id),
+                self._keys.wake(),
+                self._keys.ended_cycles(base_model),
+            ],
+            [
+                cycle_id,
+                codec.dump(stats),
+                codec.dump(ended) if ended else "",
+                MAX_ENDED_CYCLES,
+            ],
         )
+
+    async def ended_cycles(self, base_model: str, limit: int) -> list[EndedCycle]:
+        """The last cycles of a base model's workers, newest first.
+
+        One whose worker died in it is not among them: its operations ran in another.
+        """
+        key = self._keys.ended_cycles(base_model)
+        return [codec.load(EndedCycle, row) for row in await self._redis.lrange(key, 0, limit - 1)]
+
+    async def running_cycles(self) -> list[Cycle]:
+        """What the workers execute now."""
+        rows = await self._redis.smembers(self._keys.workers())
+        ids = sorted(row.decode() for row in rows)
+        found = [await self._assigned(worker_id, 0) for worker_id in ids]
+        return [cycle for cycle in found if cycle is not None]
 
     async def report(self, worker_id: str, stats: WorkerStats) -> None:
         """Say that room for samples changed, so that waiting ones are looked at again."""

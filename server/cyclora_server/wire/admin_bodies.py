@@ -75,3 +75,19 @@ class NewKey(AdminBody):
         if self.lifetime_s is not None:
             return now_ms + self.lifetime_s * 1000
         return None if self.expires_at is None else round(self.expires_at.timestamp() * 1000)
+
+
+class CancelQueued(AdminBody):
+    """``POST /admin/v1/queue/cancel``: exactly one of these."""
+
+    tenant_id: str | None = Field(default=None, max_length=200)
+    model_id: str | None = Field(default=None, max_length=200)
+    request_id: str | None = Field(default=None, max_length=200)
+    """Of a sample."""
+
+    @model_validator(mode="after")
+    def _names_one(self) -> Self:
+        named = [each for each in (self.tenant_id, self.model_id, self.request_id) if each]
+        if len(named) != 1:
+            raise ValueError("expected exactly one of tenant_id, model_id, request_id")
+        return self

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 from cyclora_core import ids, payload
 from cyclora_core.operations import Result
 from cyclora_core.partials import PartialToken, Progress
+from cyclora_core.queues import WaitingOperation
 from cyclora_core.records import (
     Completion,
     Future,
@@ -148,6 +149,33 @@ class Cancellations:
         self.cancelled.append(future.request_id)
         self._futures.settle(future.request_id, error=user_error("cancelled"))
         return CancelOutcome.CANCELLED
+
+
+class Queues:
+    def __init__(self) -> None:
+        self.operations: list[WaitingOperation] = []
+        self.cancelled: list[tuple[str, str]] = []
+
+    async def waiting(self, tenant_id: str | None, model_id: str | None) -> list[WaitingOperation]:
+        return [
+            each
+            for each in self.operations
+            if tenant_id in (None, each.tenant_id) and model_id in (None, each.owner_id)
+        ]
+
+    async def cancel_model(self, tenant_id: str, model_id: str, by: str) -> int:
+        return await self.cancel_samples(tenant_id, await self.waiting(tenant_id, model_id), by)
+
+    async def cancel_tenant(self, tenant_id: str, by: str) -> int:
+        return await self.cancel_samples(tenant_id, await self.waiting(tenant_id, None), by)
+
+    async def cancel_samples(
+        self, tenant_id: str, samples: Iterable[WaitingOperation], by: str
+    ) -> int:
+        chosen = list(samples)
+        assert all(each.tenant_id == tenant_id for each in chosen)
+        self.cancelled += [(each.request_id, by) for each in chosen]
+        return len(chosen)
 
 
 class Gaps:

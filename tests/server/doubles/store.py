@@ -11,7 +11,7 @@ from server.doubles.accounts import ApiKeys, Audit, Metering, Secrets, Tenants, 
 from server.doubles.checkpoints import Checkpoints, Copies
 from server.doubles.fleet import BaseModels, Memory, Workers
 from server.doubles.models import Models
-from server.doubles.queue import Cancellations, Futures, Gaps, Operations
+from server.doubles.queue import Cancellations, Futures, Gaps, Operations, Queues
 from server.doubles.sessions import CustomLosses, Runs, Sampling, Sessions
 
 
@@ -38,6 +38,7 @@ class StoreDouble:
         self.base_models = BaseModels()
         self.workers = Workers()
         self.gaps = Gaps()
+        self.queues = Queues()
         self.memory = Memory()
 
     def submitted(self, request_id: str) -> Submission:

@@ -9,15 +9,17 @@
 --          model ends with it, else ""
 --       16 base_model, or "" when its tokens are not billed  17 metered_ttl_ms
 --       18 trace entry, or ""  19 max trace entries  20 trace_ttl_ms  21 session_id
--- Returns: "settled", "already", "fenced" or "out_of_order".
+-- Returns: "settled", "already", "fenced" or "out_of_order". Whoever has run what was cancelled
+-- is fenced: it holds a state that the log does not lead to.
 -- Atomic because the result, the applied seq_id and the metered usage must agree whatever dies;
 -- the epoch check keeps a worker that was declared dead from settling anything.
 local held = redis.call('HMGET', KEYS[1], 'worker_id', 'epoch', 'applied_seq_id', 'logged_seq_id')
 if held[1] ~= ARGV[1] or held[2] ~= ARGV[2] then
   return 'fenced'
 end
-if redis.call('HGET', KEYS[3], 'state') ~= 'pending' then
-  return 'already'
+local was = redis.call('HMGET', KEYS[3], 'state', 'is_cancelled')
+if was[1] ~= 'pending' then
+  return was[2] and 'fenced' or 'already'
 end
 local applied, logged = tonumber(held[3]), tonumber(held[4])
 local seq = tonumber(ARGV[3])

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
-from cyclora_server.routes.admin import fleet, keys, tenants, usage
+from cyclora_server.routes.admin import cycles, fleet, keys, queue, tenants, usage
 
-routers = (tenants.router, keys.router, fleet.router, usage.router)
+routers = (
+    tenants.router,
+    keys.router,
+    fleet.router,
+    usage.router,
+    queue.router,
+    cycles.router,
+)
