@@ -49,6 +49,10 @@ class Quotas:
     """Metered tokens of one month, UTC: the budget of the month."""
 
 
+MIN_WEIGHT, MAX_WEIGHT = 0.01, 100.0
+"""Of a tenant. Whoever waits beside the heaviest still gets a part of each cycle."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tenant:
     """One isolated party; owns API keys, sessions, models."""

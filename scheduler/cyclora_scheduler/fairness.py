@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 _ROUNDS_PER_BUDGET = 8
-"""One tenant's credit per round is the budget over this many rounds and all tenants: small enough
-that nobody takes a whole cycle before the others had a turn."""
+"""What all tenants earn in one round is the budget over this many: little enough that nobody,
+however heavy, takes a whole cycle before the others had a turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,7 @@ class Shares:
 
     num_taken: Mapping[str, int]
     credits: Mapping[str, float]
+    """Below 0 a debt, which also a tenant has that waits for nothing more."""
 
 
 def take_fairly(
@@ -26,14 +27,22 @@ def take_fairly(
     weights: Mapping[str, float],
     *,
     may_exceed: bool = True,
+    goes_on: Collection[str] = (),
 ) -> Shares:
     """Share a budget of tokens among tenants by weight; each tenant's units stay in order.
 
     A tenant earns credit each round and spends it on its next unit. Credit it could not spend
     because the budget ran out is carried to the next cycle; a tenant with nothing left to run
-    carries none, so idling earns nothing. If not even one unit fits the budget, the tenant with
-    the most credit runs one: work larger than a cycle must still make progress. ``may_exceed``
-    False takes this away, for budgets that grow again by themselves.
+    carries none, so idling earns nothing. A debt it does carry, and pays it with what it would have
+    earned in the rounds of the others: else work that is sent piece by piece would come free of
+    what it owes. When nobody waits at all, nobody is owed anything.
+
+    Tenants of ``goes_on`` have more that must wait for what they run now. They also earn in the
+    rounds after their last unit, and carry on up to one budget: what somebody new waits for.
+
+    If not even one unit fits the budget, the tenant with the most credit runs one: work larger than
+    a cycle must still make progress. ``may_exceed`` False takes this away, for budgets that grow
+    again by themselves.
 
     Units:
         ``costs`` and ``budget`` in tokens. A unit that costs nothing is always taken.
@@ -42,11 +51,18 @@ def take_fairly(
     taken = dict.fromkeys(queues, 0)
     credit = {tenant: credits.get(tenant, 0.0) for tenant in queues}
     remaining = budget
-    left, num_rounds = set(queues), 1
-    quantum = max(1.0, budget / (_ROUNDS_PER_BUDGET * max(1, len(queues))))
+    left, num_rounds, all_rounds = set(queues), 1, 0
+    total_weight = sum(weights.get(tenant, 1.0) for tenant in queues)
+    round_tokens = max(float(len(queues)), budget / _ROUNDS_PER_BUDGET)
+    earns = {
+        tenant: round_tokens * weights.get(tenant, 1.0) / total_weight
+        for tenant in (queues.keys() | credits.keys() if queues else ())
+    }
+    ended_in: dict[str, int] = {}
     while left:
+        all_rounds += num_rounds
         for tenant in sorted(left, key=lambda each: (-credit[each], each)):
-            credit[tenant] += num_rounds * quantum * weights.get(tenant, 1.0)
+            credit[tenant] += num_rounds * earns[tenant]
             units = queues[tenant]
             while taken[tenant] < len(units):
                 cost = units[taken[tenant]]
@@ -58,13 +74,15 @@ def take_fairly(
                 credit[tenant] -= cost
                 remaining -= cost
                 taken[tenant] += 1
-        left = {tenant for tenant in left if taken[tenant] < len(queues[tenant])}
+        ended = {tenant for tenant in left if taken[tenant] == len(queues[tenant])}
+        ended_in |= dict.fromkeys(ended, all_rounds)
+        left -= ended
         heads = {tenant: queues[tenant][taken[tenant]] for tenant in left}
         if all(head > remaining for head in heads.values()):
             break
         # Rounds in which nobody can pay pass as one: who owes much waits for many.
         missing = [
-            (head - credit[tenant]) / (quantum * weights.get(tenant, 1.0))
+            (head - credit[tenant]) / earns[tenant]
             for tenant, head in heads.items()
             if head <= remaining or may_exceed
         ]
@@ -73,10 +91,13 @@ def take_fairly(
         first = max(sorted(left), key=lambda each: credit[each])
         credit[first] -= queues[first][taken[first]]
         taken[first] += 1
-    return Shares(
-        {tenant: taken.get(tenant, 0) for tenant in costs},
-        {t: credit[t] for t in queues if taken[t] < len(queues[t])},
-    )
+    # Who runs no more of its own earns beside the others what it owes, or what it needs next.
+    for tenant in earns.keys() - left:
+        num_missed = all_rounds - ended_in.get(tenant, 0)
+        earned = credit.get(tenant, credits.get(tenant, 0.0)) + num_missed * earns[tenant]
+        credit[tenant] = min(earned, max(0.0, budget) if tenant in goes_on else 0.0)
+    num_taken = {tenant: taken.get(tenant, 0) for tenant in costs}
+    return Shares(num_taken, {t: c for t, c in credit.items() if c or t in left})
 
 
 def take_room(
@@ -92,17 +113,14 @@ def take_room(
     tenant has the most credit, and as much as the unit costs or the memory holds, it gets all that
     is free. One larger than the memory, which no waiting helps, also gets that without credit when
     nobody else can run. It is charged in full, and what its tenant has not earned it owes. Nobody
-    carries on more credit than that takes: while one tenant pays what it owes, the others that wait
-    earn as much, and would keep everybody new out for as long.
+    carries on more credit than the memory once: while one tenant pays what it owes, the others that
+    wait earn as much, and would keep everybody new out for as long.
 
     Units:
         ``costs``, ``free`` and ``total`` in tokens.
     """
     shares = _room(costs, free, total, credits, weights)
-    bounded = {
-        tenant: min(credit, costs[tenant][shares.num_taken[tenant]], total)
-        for tenant, credit in shares.credits.items()
-    }
+    bounded = {tenant: min(credit, total) for tenant, credit in shares.credits.items()}
     return Shares(shares.num_taken, bounded)
 
 
@@ -136,8 +154,9 @@ def _first(costs: Mapping[str, Sequence[int]], credits: Mapping[str, float]) -> 
 def _alone(costs: Mapping[str, Sequence[int]], tenant: str, credits: Mapping[str, float]) -> Shares:
     """One unit of one tenant, and nothing of the others."""
     left = {each: credits.get(each, 0.0) for each, units in costs.items() if units}
+    left |= {each: credit for each, credit in credits.items() if credit < 0}
     left[tenant] -= costs[tenant][0]
-    if len(costs[tenant]) == 1:
+    if len(costs[tenant]) == 1 and left[tenant] >= 0:
         del left[tenant]
     return Shares({each: int(each == tenant) for each in costs}, left)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -16,6 +16,7 @@ from cyclora_core.waiting import Waiting, WorkerState
 from cyclora_scheduler.metrics import SchedulerMetrics
 from cyclora_scheduler.planner import Budget, Credits, Plan, plan_cycle
 from cyclora_scheduler.settings import SchedulerSettings
+from cyclora_scheduler.weights import TenantWeights, tenants_of
 
 _MAX_OPERATIONS_PER_MODEL = 256
 _MAX_SAMPLES_PER_TENANT = 256
@@ -55,7 +56,9 @@ class Scheduler:
         self._replaces = f"{name}/" if name else ""
         """Only at the first look: of two living schedulers of one name the later one leads."""
         self._credits: dict[str, Credits] = {}
-        self._weights: Mapping[str, float] = {}
+        """Of each worker: its cycles are what its tenants share. A scheduler that takes over counts
+        anew, which costs or gives a tenant one cycle and what its largest operation takes."""
+        self._weights = TenantWeights(store, clock)
         self._is_leading = False
         self._has_waited = False
         self._next_gap_check_s = 0.0
@@ -84,6 +87,10 @@ class Scheduler:
             else:
                 await cycles.wait_for_vacancy(wait_s)
         await self.resign()
+
+    def credits(self, worker_id: str) -> Credits:
+        """What tenants carry on from a worker's last cycle."""
+        return self._credits.get(worker_id, Credits({}, {}))
 
     async def resign(self) -> None:
         """Leave the lead to whoever waits for it."""
@@ -123,9 +130,9 @@ class Scheduler:
         for worker in alive:
             if worker.is_free:
                 num_dispatched += await self._dispatch_to(worker, alive)
-        self._last = {
-            w.worker_id: self._last[w.worker_id] for w in alive if w.worker_id in self._last
-        }
+        alive_ids = {worker.worker_id for worker in alive}
+        self._last = {key: last for key, last in self._last.items() if key in alive_ids}
+        self._credits = {key: each for key, each in self._credits.items() if key in alive_ids}
         await self._measure_queues()
         return num_dispatched
 
@@ -171,6 +178,8 @@ class Scheduler:
         budget = cycle_budget(worker, self._settings)
         waiting = await self._gather(worker.base_model)
         if waiting.is_empty:
+            if budget.is_all_free:
+                self._credits.pop(worker.worker_id, None)  # nobody was kept waiting
             return 0
         began_s = self._clock.mono_s()
         while (wait_s := self._company_s(waiting, last, budget, began_s)) > 0:
@@ -179,8 +188,9 @@ class Scheduler:
             waiting = await self._gather(worker.base_model)
         started_s = self._clock.mono_s()
         alive_ids = frozenset(each.worker_id for each in alive)
-        credits = self._credits.get(worker.base_model, Credits({}, {}))
-        plan = plan_cycle(waiting, worker.worker_id, alive_ids, budget, credits, self._weights)
+        credits = self.credits(worker.worker_id)
+        weights = await self._weights.of(tenants_of(waiting) | credits.tenant_ids)
+        plan = plan_cycle(waiting, worker.worker_id, alive_ids, budget, credits, weights)
         if plan.is_empty:
             return 0
         if not await self._dispatch(worker, plan, started_s):
@@ -227,7 +237,7 @@ class Scheduler:
             self._metrics.not_dispatched(outcome)
             _log.info("cycle not dispatched", worker_id=worker.worker_id, reason=outcome)
             return False
-        self._credits[worker.base_model] = plan.credits
+        self._credits[worker.worker_id] = plan.credits
         self._last[worker.worker_id] = LastCycle(
             frozenset(model.model_id for model in models), self._clock.mono_s()
         )

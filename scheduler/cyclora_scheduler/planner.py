@@ -36,6 +36,11 @@ class Budget:
     max_sample_tokens: int = 0
     """Room for samples when none runs; the rows of one that needs more run as they fit."""
 
+    @property
+    def is_all_free(self) -> bool:
+        """Whether no sample runs."""
+        return self.free_sample_tokens >= self.max_sample_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class Credits:
@@ -43,6 +48,10 @@ class Credits:
 
     passes: Mapping[str, float]
     samples: Mapping[str, float]
+
+    @property
+    def tenant_ids(self) -> set[str]:
+        return {*self.passes, *self.samples}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +99,12 @@ class _Run:
     first_start: int
     """Data of the first pass that earlier cycles ran."""
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether passes wait behind it that no cycle could hold together with it."""
+        num_held = len(self.before) + len(self.passes) + len(self.after)
+        return num_held < len(self.model.operations)
+
 
 def plan_cycle(
     waiting: Waiting,
@@ -119,6 +134,7 @@ def plan_cycle(
         budget.max_pass_tokens,
         credits.passes,
         weights,
+        goes_on={run.model.tenant_id for run in runs if run.goes_on},
     )
     taken = [u for tenant, queue in units.items() for u in queue[: shares.num_taken[tenant]]]
     stops = {unit.operation.request_id: unit.stop for unit in taken}
@@ -208,7 +224,8 @@ def _take_samples(
     for sample in waiting:
         queues.setdefault(sample.operation.tenant_id, []).append(sample)
     if not queues:
-        return [], credits.samples
+        # Whoever owes something goes on owing it while samples of others run.
+        return [], {} if budget.is_all_free else credits.samples
 
     costs = {
         tenant: [sample.operation.num_tokens for sample in queue]

@@ -172,3 +172,40 @@ def test_who_waits_beside_a_debtor_earns_no_credit_against_somebody_new(debt: in
             del left[tenant][:count]
 
     raise AssertionError("the newcomer waits for what others earned")
+
+
+def test_a_debt_outlives_the_queue_and_is_paid_in_the_rounds_of_others() -> None:
+    """Sent one by one, units larger than a cycle would else cost no more than the cycle."""
+    first = take_fairly({"huge": [5000]}, 1000, {}, {})
+    owed = -first.credits["huge"]
+
+    second = take_fairly({"other": [10] * 1000}, 1000, first.credits, {})
+    third = take_fairly({"other": [10] * 1000, "huge": [5000]}, 1000, second.credits, {})
+
+    assert owed > 0
+    assert 900 <= second.credits["huge"] + owed <= 1200
+    assert third.num_taken == {"other": 100, "huge": 0}
+
+
+def test_nobody_owes_anything_when_nobody_waits() -> None:
+    assert dict(take_fairly({}, 1000, {"huge": -5000.0}, {}).credits) == {}
+
+
+def test_a_heavy_tenant_leaves_a_light_one_its_part_of_every_cycle() -> None:
+    costs = {"heavy": [100] * 1000, "light": [100] * 1000}
+
+    shares = take_fairly(costs, 10_000, {}, {"heavy": 9.0})
+
+    assert shares.num_taken == {"heavy": 90, "light": 10}
+
+
+def test_who_must_wait_for_its_own_step_earns_meanwhile_up_to_one_budget() -> None:
+    costs = {"stepping": [100], "other": [100] * 1000}
+
+    going_on = take_fairly(costs, 1000, {}, {}, goes_on={"stepping"})
+    at_its_end = take_fairly(costs, 1000, {}, {})
+    heavy = take_fairly(costs, 1000, {}, {"stepping": 100.0}, goes_on={"stepping"})
+
+    assert 700 <= going_on.credits["stepping"] <= 1000
+    assert at_its_end.credits.get("stepping", 0.0) == 0
+    assert heavy.credits["stepping"] == 1000

@@ -19,6 +19,7 @@ from cyclora_core.waiting import Waiting, WaitingModel, WorkerState, WorkerStats
 from cyclora_scheduler.loop import LastCycle, Scheduler, coalesce_s, cycle_budget
 from cyclora_scheduler.planner import Budget
 from cyclora_scheduler.settings import SchedulerSettings
+from cyclora_scheduler.weights import TenantWeights
 
 CREATE = OperationKind.CREATE_MODEL
 PASS = OperationKind.FORWARD_BACKWARD
@@ -28,10 +29,12 @@ STEP = OperationKind.OPTIM_STEP
 class Harness:
     """A scheduler on a manual clock, and what a worker does with its cycles."""
 
-    def __init__(self, store: Store, clock: ManualClock) -> None:
+    def __init__(
+        self, store: Store, clock: ManualClock, settings: SchedulerSettings | None = None
+    ) -> None:
         self.store = store
         self.clock = clock
-        self.scheduler = Scheduler(store, SchedulerSettings(), clock, self.pause)
+        self.scheduler = Scheduler(store, settings or SchedulerSettings(), clock, self.pause)
         self.pauses_s: list[float] = []
         self.on_wait: Callable[[], Awaitable[object]] | None = None
         self.last_cycle_id = 0
@@ -325,3 +328,38 @@ async def test_a_client_that_does_not_come_back_is_waited_for_once(
 
     assert waited_s == pytest.approx(0.004 + 0.02)
     assert sum(harness.pauses_s) == waited_s
+
+
+async def test_a_weight_acts_within_a_second(store: Store, clock: ManualClock) -> None:
+    weights = TenantWeights(store, clock)
+    tenant = await store.tenants.create("heavy")
+    before = await weights.of([tenant.tenant_id, "unknown"])
+    await store.tenants.update(tenant.tenant_id, "", weight=3.0)
+
+    clock.advance(0.9)
+
+    assert before == {tenant.tenant_id: 1.0, "unknown": 1.0}
+    assert await weights.of([tenant.tenant_id]) == {tenant.tenant_id: 3.0}
+
+
+async def test_what_one_worker_does_takes_no_credit_from_another(
+    store: Store, clock: ManualClock
+) -> None:
+    """A model stays with its worker: its tenant is absent from every cycle of the others."""
+    harness = Harness(store, clock, SchedulerSettings(min_cycle_tokens=3000))
+    await add_worker(store)
+    for number in range(2):
+        owner, tenant = model_id(number), f"tenant-{number}"
+        await submit(store, submission(CREATE, 0, owner_id=owner, tenant_id=tenant))
+        sizes = [[2000], [1500, 2000]][number]
+        step = submission(PASS, 1, owner_id=owner, tenant_id=tenant, datum_tokens=sizes)
+        await submit(store, step)
+    await harness.scheduler.tick()  # not all of the two fits into the cycle that now runs
+    carried = dict(harness.scheduler.credits("worker-1").passes)
+    await add_worker(store, "worker-2", "other")
+    await submit(store, submission(CREATE, 0, owner_id=model_id(2), tenant_id="tenant-2"))
+
+    await harness.scheduler.tick()
+
+    assert carried
+    assert dict(harness.scheduler.credits("worker-1").passes) == carried

@@ -17,6 +17,8 @@ class Tenant:
     tenant_id: str
     name: str
     created_at: datetime
+    weight: float = 1.0
+    """Its part of every clock cycle against that of the others who wait."""
 
 
 class Tenants:
@@ -34,8 +36,10 @@ class Tenants:
     def get(self, tenant_id: str) -> Tenant:
         return read(Tenant, self._http.call("GET", f"tenants/{part(tenant_id)}"))
 
-    def update(self, tenant_id: str, *, name: str | None = None) -> Tenant:
+    def update(
+        self, tenant_id: str, *, name: str | None = None, weight: float | None = None
+    ) -> Tenant:
         """Change what is given and leave the rest as it is."""
-        changes = {"name": name}
+        changes = {"name": name, "weight": weight}
         body = {field: value for field, value in changes.items() if value is not None}
         return read(Tenant, self._http.call("PATCH", f"tenants/{part(tenant_id)}", body=body))

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
 
-from cyclora_core import ids
+from cyclora_core import codec, ids
+from cyclora_core.accounts import Tenant
 from cyclora_core.errors import ErrorCategory
 from cyclora_core.operations import OperationKind
 from cyclora_core.store.connection import Connection
@@ -85,6 +86,12 @@ class Cycles:
             )
             for status in await self._workers.list()
         ]
+
+    async def weights(self, tenant_ids: Sequence[str]) -> dict[str, float]:
+        """The weight of each of these tenants, of those that exist."""
+        rows = await self._redis.hmget(self._keys.tenants(), tenant_ids)
+        tenants = [codec.load(Tenant, row) for row in rows if row is not None]
+        return {tenant.tenant_id: tenant.weight for tenant in tenants}
 
     async def gather(self, base_model: str, max_operations: int, max_samples: int) -> Waiting:
         """All ready models with their next operations, and the head of each sample queue."""

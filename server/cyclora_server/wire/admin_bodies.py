@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, AwareDatetime, ConfigDict, Field, model_validator
 
-from cyclora_core.accounts import TENANT_SCOPES, Scope
+from cyclora_core.accounts import MAX_WEIGHT, MIN_WEIGHT, TENANT_SCOPES, Scope
 from cyclora_server.wire.reading import Body
 
 MAX_LIFETIME_S = 10 * 366 * 24 * 3600
@@ -48,6 +48,8 @@ class ChangeTenant(AdminBody):
     """``PATCH /admin/v1/tenants/{tenant_id}``: what is left out stays as it is."""
 
     name: Name = Field(default="", min_length=1)
+    weight: float = Field(default=1.0, ge=MIN_WEIGHT, le=MAX_WEIGHT, allow_inf_nan=False)
+    """Its part of every clock cycle against that of the others who wait."""
 
     def changes(self) -> dict[str, Any]:
         """The fields that were sent, for ``tenants.update``."""

@@ -42,6 +42,23 @@ async def test_a_tenant_that_does_not_exist_is_neither_shown_nor_changed(
     assert answer.status_code == 404
 
 
+async def test_a_tenant_gets_another_weight(admin: httpx.AsyncClient) -> None:
+    changed = await admin.patch(f"/admin/v1/tenants/{STRANGER}", json={"weight": 3})
+
+    assert changed.json()["weight"] == 3.0
+    assert changed.json()["name"] == STRANGER.upper()
+
+
+@pytest.mark.parametrize("weight", [0, -1, 0.001, 1e9, None, "much"])
+async def test_a_weight_that_would_starve_somebody_is_refused(
+    admin: httpx.AsyncClient, weight: object
+) -> None:
+    answer = await admin.patch(f"/admin/v1/tenants/{STRANGER}", json={"weight": weight})
+
+    assert answer.status_code == 422
+    assert "weight" in answer.json()["detail"]
+
+
 @pytest.mark.parametrize(
     "body", [{"nmae": "x"}, {"name": None}, {"name": ""}, {"name": "a\x00"}, {"name": "\u202ex"}]
 )

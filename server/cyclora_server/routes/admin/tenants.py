@@ -58,5 +58,6 @@ def _tenant(tenant: Tenant) -> dict[str, Any]:
     return {
         "tenant_id": tenant.tenant_id,
         "name": tenant.name,
+        "weight": tenant.weight,
         "created_at": as_datetime(tenant.created_at_ms).isoformat(),
     }
