@@ -19,6 +19,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cyclora_workers.attention_products import product_gradients, takes_products
+
 _MAX_SCORES = 1 << 22
 """Where scores are written out, as many exist at one time for each head, or one row of them."""
 
@@ -62,6 +64,11 @@ def part_gradients(
     heads = (query_NLH, key_GSH, value_GSH)
     if query_NLH.device.type != "cpu":
         return _gradients_written_out(
+            gradient_NLH, *heads, out_NLH, lse_NL, scaling, is_causal=is_causal
+        )
+    if takes_products(query_NLH.dtype, query_NLH.shape[1], key_GSH.shape[1]):
+        gradient_NLH = gradient_NLH.to(query_NLH.dtype)
+        return product_gradients(
             gradient_NLH, *heads, out_NLH, lse_NL, scaling, is_causal=is_causal
         )
     query, key, value = _operands(*heads)

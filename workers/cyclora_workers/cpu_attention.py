@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cyclora_workers.attention_products import product_gradients, takes_products
 from cyclora_workers.rows import aligned_width, empty_with_aligned_rows
 
 _MAX_CAST_TOKENS = 512
@@ -33,6 +34,12 @@ class Run:
     start: int
     num_sequences: int
     num_tokens_each: int
+
+    @property
+    def starts(self) -> range:
+        """Where its sequences begin."""
+        size = self.num_sequences * self.num_tokens_each
+        return range(self.start, self.start + size, self.num_tokens_each)
 
 
 def attend_runs(
@@ -89,6 +96,25 @@ class _AttendRuns(torch.autograd.Function):
         gradient = _Heads(grad_outputs[0].transpose(0, 1))
         found = [_Heads(_zeros_tokens_first(tensor)) for tensor in (query_NTH, key_GTH, value_GTH)]
         for run, normalizer_SNL in zip(ctx.runs, normalizers, strict=True):
+            length = run.num_tokens_each
+            is_windowed = ctx.sliding_window is not None and length > ctx.sliding_window
+            if takes_products(query_NTH.dtype, length, length) and not is_windowed:
+                # A call for each sequence: nobody knows what a batched product's bits depend on.
+                for start, normalizer_NL in zip(run.starts, normalizer_SNL, strict=True):
+                    rows = slice(start, start + length)
+                    gradients = product_gradients(
+                        gradient.whole_NTH[:, rows],
+                        query_NTH[:, rows],
+                        key_GTH[:, rows],
+                        value_GTH[:, rows],
+                        out.whole_NTH[:, rows],
+                        normalizer_NL,
+                        ctx.scaling,
+                        is_causal=True,
+                    )
+                    for each, of_one_NLH in zip(found, gradients, strict=True):
+                        each.whole_NTH[:, rows] = of_one_NLH
+                continue
             gradients = _backward(
                 gradient.of(run),
                 *(each.of(run) for each in heads),
