@@ -1,7 +1,8 @@
-"""Objects by id, for the tenant they belong to.
+"""Objects by id, for whoever asks with a key of the tenant they belong to.
 
 Every lookup by an id that a client sent goes through here: another tenant's object answers exactly
-like a missing one, so ids cannot be probed.
+like a missing one, so ids cannot be probed. For a key that is bound to a project, so does what is
+in another project of its own tenant.
 """
 
 from __future__ import annotations
@@ -16,34 +17,40 @@ from cyclora_core.logs import name_in_log
 from cyclora_core.records import Checkpoint, SamplingSession, Session
 from cyclora_core.store.checkpoints import CheckpointFiles
 from cyclora_core.types import BaseModelInfo, ModelRecord
+from cyclora_server import projects
+from cyclora_server.auth import Identity
 from cyclora_server.services import Services
 
 
-async def owned_session(services: Services, tenant_id: str, session_id: str) -> Session:
+async def owned_session(services: Services, identity: Identity, session_id: str) -> Session:
     """A session of this tenant, finished or not."""
     is_valid = ids.is_session_id(session_id)
     session = await services.store.sessions.get(session_id) if is_valid else None
-    if session is None or session.tenant_id != tenant_id:
+    if (
+        session is None
+        or session.tenant_id != identity.tenant_id
+        or not projects.is_open(identity, projects.of_session(session))
+    ):
         raise NotFound(f"session {session_id[:100]!r} does not exist")
     return session
 
 
-async def live_session(services: Services, tenant_id: str, session_id: str) -> Session:
+async def live_session(services: Services, identity: Identity, session_id: str) -> Session:
     """A session of this tenant that may still start work.
 
     Raises:
         Gone: its client finished it.
     """
-    session = await owned_session(services, tenant_id, session_id)
+    session = await owned_session(services, identity, session_id)
     if session.finished_reason is not None:
         raise Gone(f"session {session_id} was finished ({session.finished_reason}); open a new one")
     return session
 
 
-async def owned_model(services: Services, tenant_id: str, model_id: str) -> ModelRecord:
+async def owned_model(services: Services, identity: Identity, model_id: str) -> ModelRecord:
     """A model of this tenant."""
     model = await services.store.models.get(model_id) if ids.is_model_id(model_id) else None
-    if model is None or model.tenant_id != tenant_id:
+    if model is None or not await _is_own(services, identity, model):
         raise NotFound(no_model(model_id))
     name_in_log(model_id=model_id)
     return model
@@ -54,38 +61,46 @@ def no_model(model_id: str) -> str:
 
 
 async def owned_sampling_session(
-    services: Services, tenant_id: str, sampling_session_id: str
+    services: Services, identity: Identity, sampling_session_id: str
 ) -> SamplingSession:
     """A sampling session of this tenant."""
     is_valid = ids.is_sampling_session_id(sampling_session_id)
     record = await services.store.sampling.get(sampling_session_id) if is_valid else None
-    if record is None or record.tenant_id != tenant_id:
+    if (
+        record is None
+        or record.tenant_id != identity.tenant_id
+        or not await is_open_session(services, identity, record.session_id)
+    ):
         raise NotFound(f"sampling session {sampling_session_id[:100]!r} does not exist")
     return record
 
 
-async def owned_checkpoint(services: Services, tenant_id: str, path: CheckpointPath) -> Checkpoint:
+async def owned_checkpoint(
+    services: Services, identity: Identity, path: CheckpointPath
+) -> Checkpoint:
     """A named checkpoint of this tenant that has not expired."""
-    checkpoint = await readable_checkpoint(services, tenant_id, path)
-    if checkpoint.tenant_id != tenant_id:
+    checkpoint = await readable_checkpoint(services, identity, path)
+    if not await _is_own_checkpoint(services, identity, checkpoint):
         raise NotFound(no_checkpoint(path))
     return checkpoint
 
 
 async def readable_checkpoint(
-    services: Services, tenant_id: str, path: CheckpointPath
+    services: Services, identity: Identity, path: CheckpointPath
 ) -> Checkpoint:
-    """A named checkpoint that this tenant may load, sample and copy: its own, or published."""
+    """A named checkpoint that this key may load, sample and copy: its own, or published."""
     checkpoint = await services.store.checkpoints.get(str(path))
-    if checkpoint is None or not _is_readable(services, tenant_id, checkpoint):
+    if (
+        checkpoint is None
+        or not _is_there(services, checkpoint)
+        or not (checkpoint.is_public or await _is_own_checkpoint(services, identity, checkpoint))
+    ):
         raise NotFound(no_checkpoint(path))
     return checkpoint
 
 
-def _is_readable(services: Services, tenant_id: str, checkpoint: Checkpoint) -> bool:
-    is_allowed = checkpoint.tenant_id == tenant_id or checkpoint.is_public
-    is_there = checkpoint.is_listed and not checkpoint.has_expired(services.clock.now_ms())
-    return is_allowed and is_there
+def _is_there(services: Services, checkpoint: Checkpoint) -> bool:
+    return checkpoint.is_listed and not checkpoint.has_expired(services.clock.now_ms())
 
 
 def no_checkpoint(path: CheckpointPath) -> str:
@@ -93,20 +108,50 @@ def no_checkpoint(path: CheckpointPath) -> str:
 
 
 async def readable_run(
-    services: Services, tenant_id: str, model_id: str
+    services: Services, identity: Identity, model_id: str
 ) -> tuple[ModelRecord, list[Checkpoint]]:
-    """A training run with those of its checkpoints that this tenant may read, newest first.
+    """A training run with those of its checkpoints that this key may read, newest first.
 
     Raises:
         NotFound: it does not exist, or is another tenant's and has nothing published.
     """
     model = await services.store.models.get(model_id) if ids.is_model_id(model_id) else None
     if model is not None:
+        is_own = await _is_own(services, identity, model)
         found = await services.store.checkpoints.of_model(model_id)
-        readable = [each for each in found if _is_readable(services, tenant_id, each)]
-        if model.tenant_id == tenant_id or readable:
+        readable = [
+            each for each in found if _is_there(services, each) and (is_own or each.is_public)
+        ]
+        if is_own or readable:
             return model, readable
     raise NotFound(no_model(model_id))
+
+
+async def is_open_session(services: Services, identity: Identity, session_id: str) -> bool:
+    """Whether a session of the tenant is of the project that the key is bound to, if it is."""
+    if identity.key.project_id is None:
+        return True
+    session = await services.store.sessions.get(session_id)
+    return projects.is_open(identity, projects.of_session(session))
+
+
+async def _is_own(services: Services, identity: Identity, model: ModelRecord) -> bool:
+    if model.tenant_id != identity.tenant_id:
+        return False
+    if model.project_id:
+        return projects.is_open(identity, model.project_id)
+    return await is_open_session(services, identity, model.session_id)
+
+
+async def _is_own_checkpoint(
+    services: Services, identity: Identity, checkpoint: Checkpoint
+) -> bool:
+    if checkpoint.tenant_id != identity.tenant_id:
+        return False
+    if identity.key.project_id is None:
+        return True
+    model = await services.store.models.get(checkpoint.model_id)
+    return model is not None and await _is_own(services, identity, model)
 
 
 async def custom_loss_of(services: Services, model: ModelRecord, loss_id: str) -> CustomLoss:

@@ -122,7 +122,7 @@ async def submit_for_model(
         NotFound: the model does not exist, or is another tenant's.
         Gone: the model has ended, and this request was not sent before that.
     """
-    model = await access.owned_model(services, identity.tenant_id, model_id)
+    model = await access.owned_model(services, identity, model_id)
     if model.is_ended and await is_first_try(services, ids.request_id(model_id, seq_id)):
         raise Gone(
             f"model {model_id!r} was unloaded, or its session was finished; create a new one, from "
@@ -240,7 +240,7 @@ async def submit_unload(services: Services, model: ModelRecord, seq_id: int | No
             if seq_id is not None:
                 raise
         # A request that was on its way took the number: look again which one is next.
-        model = await access.owned_model(services, model.tenant_id, model.model_id)
+        model = await services.store.models.get(model.model_id) or model
     raise UserError(f"model {model.model_id!r} still receives requests; unload it after them")
 
 

@@ -1,6 +1,6 @@
 """Every documented route, asked by one tenant about what is another's: as if it did not exist.
 
-All ids hold their session's id, so the same request with another session's id in it is about
+The same holds for a key that is bound to a project, about what its tenant has in others. All ids hold their session's id, so the same request with another session's id in it is about
 something that never was.
 """
 
@@ -22,11 +22,13 @@ from cyclora_core.records import Session
 from cyclora_core.storage import StoredFile
 from server.doubles.builders import (
     BASE,
+    KEY,
     MODEL,
     SAMPLER,
     SESSION,
     STRANGER,
     STRANGER_KEY,
+    TENANT,
     checkpoint,
     model_record,
     pending,
@@ -243,11 +245,23 @@ def test_every_route_is_asked_or_takes_no_id_of_a_tenant(app: FastAPI) -> None:
     assert not asked & (SIGNED | OF_NOBODY)
 
 
+@pytest.fixture(params=["another tenant", "another project"])
+def stranger(request: pytest.FixtureRequest, client: httpx.AsyncClient, store: StoreDouble) -> None:
+    """Send requests with a key to which nothing of tenant A's project is open."""
+    if request.param == "another tenant":
+        client.headers["X-API-Key"] = STRANGER_KEY
+        return
+    store.api_keys.change(KEY, project_id="mine")
+    store.sessions.records[STRANGERS_OWN] = Session(
+        STRANGERS_OWN, TENANT, 1000, 1000, project_id="mine"
+    )
+
+
+@pytest.mark.usefixtures("stranger")
 @pytest.mark.parametrize("ask", ASKS, ids=lambda ask: ask.route)
 async def test_what_is_another_tenants_answers_like_what_does_not_exist(
     client: httpx.AsyncClient, store: StoreDouble, ask: Ask
 ) -> None:
-    client.headers["X-API-Key"] = STRANGER_KEY
     checkpoints, session = dict(store.checkpoints.records), store.sessions.records[SESSION]
 
     known = await answered(client, about(ask))

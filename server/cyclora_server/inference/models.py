@@ -10,7 +10,7 @@ from cyclora_core.errors import NotFound, Unavailable, UserError
 from cyclora_core.ids import CheckpointKind
 from cyclora_core.records import Checkpoint, SamplingSession
 from cyclora_core.types import BaseModelInfo
-from cyclora_server import access
+from cyclora_server import access, projects
 from cyclora_server.auth import Identity
 from cyclora_server.inference.errors import RefusedField, UnknownModel
 from cyclora_server.routes.sampling import weights_to_sample
@@ -92,7 +92,11 @@ def _session(
 async def listed(services: Services, identity: Identity) -> list[Json]:
     """Base models, then the tenant's sampler checkpoints, newest first."""
     bases = {each.name: each for each in await services.store.base_models.list()}
-    found, _ = await services.store.checkpoints.list(identity.tenant_id, 0, _MAX_LISTED)
+    tenant_id, bound = identity.tenant_id, identity.key.project_id
+    if bound is None:
+        found, _ = await services.store.checkpoints.list(tenant_id, 0, _MAX_LISTED)
+    else:
+        found = await projects.checkpoints(services, tenant_id, bound, with_external=False)
     checkpoints = [
         _of_checkpoint(each, bases[each.base_model])
         for each in found

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Header, Query, Request
 from cyclora_core import ids
 from cyclora_core.errors import CycloraError, PayloadTooLarge, Unavailable, UserError
 from cyclora_core.ids import CheckpointKind, CheckpointPath
-from cyclora_server import access, validate
+from cyclora_server import access, projects, validate
 from cyclora_server.auth import IdentityDep, needs_key
 from cyclora_server.intake import TooSlow, in_time
 from cyclora_server.services import Json, Services, ServicesDep
@@ -57,14 +57,15 @@ async def upload_adapter(
             raise Unavailable(f"no worker has said yet what an adapter of {base.name!r} looks like")
         if any(module.num_experts for module in modules):
             raise UserError(f"{base.name!r} has experts; adapters of it cannot be uploaded")
-        once = uuid.uuid4().hex if idempotency_key is None else idempotency_key
+        once = projects.once(identity, idempotency_key or uuid.uuid4().hex)
         session_id = uuid.uuid5(_NAMESPACE, f"{identity.tenant_id} {once}")
         path = CheckpointPath(
             ids.model_id(str(session_id), 0),
             CheckpointKind.TRAINING,
             validate.checkpoint_name(name, 0),
         )
-        upload = Upload(identity.tenant_id, path, base, modules, identity.key.key_id)
+        key = identity.key
+        upload = Upload(key.tenant_id, path, base, modules, key.key_id, key.project_id)
         return await _upload(services, upload, Receiver(services, upload, chunks))
     except CycloraError:
         await _drain(chunks)
@@ -76,7 +77,10 @@ async def _upload(services: Services, upload: Upload, receiver: Receiver) -> Jso
     if await services.store.models.get(run) is None:
         checkpoint = await receiver.receive()
         uploaded_as = await receiver.digest()
-        if not await services.store.copies.record(checkpoint, uploaded_as, None, upload.key_id):
+        is_first = await services.store.copies.record(
+            checkpoint, uploaded_as, upload.project_id, upload.key_id
+        )
+        if not is_first:
             await receiver.discard()
     else:
         uploaded_as = await receiver.digest()

@@ -10,7 +10,7 @@ from cyclora_core.clock import as_datetime
 from cyclora_core.errors import NotFound
 from cyclora_core.ids import CheckpointKind, CheckpointPath, check_name, is_model_id
 from cyclora_core.records import Checkpoint
-from cyclora_server import access, validate
+from cyclora_server import access, projects, validate
 from cyclora_server.auth import Identity, IdentityDep, needs_key
 from cyclora_server.body import documented, json_body
 from cyclora_server.sdk import KnowsExternalDep
@@ -37,7 +37,7 @@ _TYPES = {
 async def list_run_checkpoints(
     run: str, identity: IdentityDep, services: ServicesDep, knows_external: KnowsExternalDep
 ) -> Json:
-    _, checkpoints = await access.readable_run(services, identity.tenant_id, run)
+    _, checkpoints = await access.readable_run(services, identity, run)
     shown = [
         describe(each)
         for each in checkpoints
@@ -54,9 +54,16 @@ async def list_checkpoints(
     limit: Limit = 100,
     offset: Offset = 0,
 ) -> Json:
-    found, total = await services.store.checkpoints.list(
-        identity.tenant_id, offset, limit, with_external=knows_external
-    )
+    tenant_id, bound = identity.tenant_id, identity.key.project_id
+    if bound is None:
+        found, total = await services.store.checkpoints.list(
+            tenant_id, offset, limit, with_external=knows_external
+        )
+    else:
+        all_found = await projects.checkpoints(
+            services, tenant_id, bound, with_external=knows_external
+        )
+        found, total = all_found[offset : offset + limit], len(all_found)
     return {
         "checkpoints": [describe(each) for each in found],
         "cursor": cursor(offset, limit, total),
@@ -133,7 +140,7 @@ async def _owned_path(
     services: Services, identity: Identity, run: str, kind: CheckpointKind, name: str
 ) -> CheckpointPath:
     path = checkpoint_path(run, kind, name)
-    await access.owned_checkpoint(services, identity.tenant_id, path)
+    await access.owned_checkpoint(services, identity, path)
     return path
 
 

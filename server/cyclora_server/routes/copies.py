@@ -16,7 +16,7 @@ from cyclora_core.errors import NotFound, Overloaded, Unavailable, UserError
 from cyclora_core.ids import CheckpointKind, CheckpointPath
 from cyclora_core.records import Checkpoint
 from cyclora_core.store.checkpoints import CheckpointFiles
-from cyclora_server import access, validate
+from cyclora_server import access, projects, validate
 from cyclora_server.auth import Identity, IdentityDep, needs_key
 from cyclora_server.body import documented, json_body
 from cyclora_server.problems import InvalidBody
@@ -57,7 +57,7 @@ async def copy_weights(
     target = dataclasses.replace(source_path, model_id=run)
     if not await _is_made(services, identity, run, source_path):
         services.capacity.check()
-        source = await access.readable_checkpoint(services, identity.tenant_id, source_path)
+        source = await access.readable_checkpoint(services, identity, source_path)
         copy = dataclasses.replace(
             source,
             path=str(target),
@@ -72,7 +72,7 @@ async def copy_weights(
         )
         await _copy(services, source, copy)
         # It may have been deleted or replaced while its files were read: some may be missing.
-        after = await access.readable_checkpoint(services, identity.tenant_id, source_path)
+        after = await access.readable_checkpoint(services, identity, source_path)
         if after.revision != source.revision:
             raise Unavailable(f"checkpoint {source.path!r} was replaced while it was copied")
         await services.store.copies.record(copy, source.path, project_id, identity.key.key_id)
@@ -89,15 +89,16 @@ async def _destination(
     A retry must find the run of the first time, so its id follows from what the retry repeats.
     """
     if body.session_id is None and body.model_seq_id is None:
-        project_id = validate.project_id(body.destination_project_id)
-        once = uuid.uuid4().hex if idempotency_key is None else idempotency_key
+        named = body.destination_project_id or identity.key.project_id
+        project_id = projects.chosen(identity, validate.project_id(named))
+        once = projects.once(identity, idempotency_key or uuid.uuid4().hex)
         session_id = uuid.uuid5(_NAMESPACE, f"{identity.tenant_id} {once}")
         return ids.model_id(str(session_id), 0), project_id
     if body.session_id is None or body.model_seq_id is None or body.destination_project_id:
         raise InvalidBody(
             "copy_weights needs either destination_project_id, or session_id and model_seq_id"
         )
-    await access.live_session(services, identity.tenant_id, body.session_id)
+    await access.live_session(services, identity, body.session_id)
     return ids.model_id(body.session_id, body.model_seq_id), None
 
 

@@ -41,7 +41,7 @@ async def create_custom_loss(
             f"the custom loss takes {len(raw)} bytes; at most {MAX_UPLOAD_BYTES} are accepted"
         )
     body = parse(bodies.CreateCustomLoss, read_json(raw))
-    session = await access.owned_session(services, identity.tenant_id, body.session_id)
+    session = await access.owned_session(services, identity, body.session_id)
     loss = _custom_loss(body)
     await offload(len(raw), read_program, loss)
     number = body.custom_loss_seq_id

@@ -66,7 +66,7 @@ async def external_weights_urls(
         raise UserError(
             f"checkpoint {str(path)!r} is no export; make one with save_weights_external"
         )
-    checkpoint = await access.readable_checkpoint(services, identity.tenant_id, path)
+    checkpoint = await access.readable_checkpoint(services, identity, path)
     files = [each for each in await _files(services, checkpoint) if each.name != COMPLETE_FILE]
     expires_at_ms = url_expiry(services)
     folder = f"{_PREFIX}/files/{_signed_part(identity, checkpoint)}"
@@ -96,7 +96,7 @@ async def get_archive(
     services: ServicesDep,
 ) -> Response:
     path = checkpoint_path(run, kind, name)
-    checkpoint = await access.readable_checkpoint(services, identity.tenant_id, path)
+    checkpoint = await access.readable_checkpoint(services, identity, path)
     await _adapter_files(services, checkpoint)
     expires_at_ms = url_expiry(services)
     tar = f"{_PREFIX}/archives/{_signed_part(identity, checkpoint)}"

@@ -71,6 +71,8 @@ async def retrieve_future(
     accept: Annotated[str, Header()] = "",
 ) -> Response:
     request_id = body.request_id
+    if not await access.is_open_session(services, identity, ids.session_of(request_id)):
+        raise _no_request(request_id)
     hold_s = services.settings.poll_hold_s
     async with held(services, identity):
         future = await services.hub.wait(request_id, identity.tenant_id, hold_s)
@@ -111,16 +113,20 @@ def _failure(message: str, category: str) -> Encoded:
 async def _missing(services: Services, identity: Identity, request_id: str) -> Exception:
     """Why there is no such future: gone for its owner, never existed for anybody else."""
     owner_id = request_id.rpartition(":")[0]
-    lookup: Callable[[Services, str, str], Awaitable[object]] = access.owned_model
+    lookup: Callable[[Services, Identity, str], Awaitable[object]] = access.owned_model
     if ids.is_sampling_session_id(owner_id):
         lookup = access.owned_sampling_session
     elif ids.is_loss_id(request_id):
         lookup, owner_id = access.owned_session, ids.session_of(owner_id)
     try:
-        await lookup(services, identity.tenant_id, owner_id)
+        await lookup(services, identity, owner_id)
     except NotFound:
-        return NotFound(f"request {request_id[:200]!r} does not exist")
+        return _no_request(request_id)
     return Gone(f"the result of request {request_id!r} is no longer kept; {HOW_LONG_KEPT}")
+
+
+def _no_request(request_id: str) -> NotFound:
+    return NotFound(f"request {request_id[:200]!r} does not exist")
 
 
 async def _queue_state(services: Services, future: Future) -> tuple[QueueState, str | None]:
@@ -146,7 +152,7 @@ async def retrieve_futures(
     services: ServicesDep,
 ) -> Json:
     session_id = body.target.sampling_session_id
-    await access.owned_sampling_session(services, identity.tenant_id, session_id)
+    await access.owned_sampling_session(services, identity, session_id)
     # A client can only let go of what its own sampling session made.
     done = [each for each in body.retrieved_request_ids if each.startswith(f"{session_id}:")]
     if done:

@@ -12,7 +12,7 @@ from cyclora_core.errors import NotFound
 from cyclora_core.ids import CheckpointKind
 from cyclora_core.records import Checkpoint
 from cyclora_core.types import ModelRecord
-from cyclora_server import access
+from cyclora_server import access, projects
 from cyclora_server.auth import IdentityDep, needs_key
 from cyclora_server.routes.checkpoints import Limit, Offset, cursor, describe
 from cyclora_server.routes.scope import AccessScope, Scope
@@ -28,7 +28,8 @@ ProjectId = Annotated[str | None, Query(min_length=1, max_length=200)]
     "/training_runs",
     summary="Training runs, newest first",
     description="`access_scope=accessible` adds those of others that have a published checkpoint. "
-    "`project_id` leaves those of one project, which are always the tenant's own.",
+    "`project_id` leaves those of one project, which are always the tenant's own. A key "
+    "that is bound to a project lists that one.",
 )
 async def list_training_runs(
     identity: IdentityDep,
@@ -39,6 +40,7 @@ async def list_training_runs(
     project_id: ProjectId = None,
 ) -> Json:
     runs, tenant_id = services.store.runs, identity.tenant_id
+    project_id = projects.chosen(identity, project_id)
     if project_id is not None:
         models, total = await runs.list_of_project(tenant_id, project_id, offset, limit)
     elif scope is AccessScope.ACCESSIBLE:
@@ -64,7 +66,7 @@ async def list_training_runs(
 async def get_training_run(
     run: str, identity: IdentityDep, services: ServicesDep, scope: Scope = AccessScope.OWNED
 ) -> Json:
-    model, checkpoints = await access.readable_run(services, identity.tenant_id, run)
+    model, checkpoints = await access.readable_run(services, identity, run)
     if scope is AccessScope.OWNED and model.tenant_id != identity.tenant_id:
         raise NotFound(access.no_model(run))
     return _describe_run(identity.tenant_id, model, checkpoints)

@@ -41,7 +41,7 @@ async def create_sampling_session(
     identity: IdentityDep,
     services: ServicesDep,
 ) -> Json:
-    await access.live_session(services, identity.tenant_id, body.session_id)
+    await access.live_session(services, identity, body.session_id)
     base_model, is_shared = await weights_to_sample(services, identity, body)
     record = SamplingSession(
         sampling_session_id=ids.sampling_session_id(body.session_id, body.sampling_session_seq_id),
@@ -79,7 +79,7 @@ async def weights_to_sample(
     path = CheckpointPath.parse(body.model_path)
     if path.kind is CheckpointKind.EXTERNAL:
         raise UserError(f"path {body.model_path!r} is an export; it cannot be sampled from")
-    checkpoint = await access.readable_checkpoint(services, identity.tenant_id, path)
+    checkpoint = await access.readable_checkpoint(services, identity, path)
     if body.base_model not in (None, checkpoint.base_model):
         raise UserError(
             f"model_path {body.model_path!r} belongs to base model {checkpoint.base_model!r}, "
@@ -93,7 +93,7 @@ async def weights_to_sample(
 async def get_sampler(
     sampling_session_id: str, identity: IdentityDep, services: ServicesDep
 ) -> Json:
-    record = await access.owned_sampling_session(services, identity.tenant_id, sampling_session_id)
+    record = await access.owned_sampling_session(services, identity, sampling_session_id)
     return {
         "sampler_id": record.sampling_session_id,
         "base_model": record.base_model,
@@ -112,7 +112,7 @@ async def join_sampling_session(
     services: ServicesDep,
 ) -> Json:
     session_id = body.sampling_session_id
-    await access.owned_sampling_session(services, identity.tenant_id, session_id)
+    await access.owned_sampling_session(services, identity, session_id)
     counter = await services.store.sampling.join(session_id)
     return {"type": "join_sampling_session", "client_counter": counter}
 
@@ -122,9 +122,7 @@ async def asample(request: Request, identity: IdentityDep, services: ServicesDep
     raw = await read_body(request, services)
     value = await offload(len(raw), read_json, raw)
     numbered = parse(bodies.NumberedSample, value)
-    session = await access.owned_sampling_session(
-        services, identity.tenant_id, numbered.sampling_session_id
-    )
+    session = await access.owned_sampling_session(services, identity, numbered.sampling_session_id)
     base = await access.base_model_of(services, session.base_model)
     target = Target(
         identity.tenant_id,
@@ -140,7 +138,7 @@ async def asample(request: Request, identity: IdentityDep, services: ServicesDep
         if session.is_shared and session.weights_path is not None:
             # Its owner may have taken it back since the sampling session was opened.
             path = CheckpointPath.parse(session.weights_path)
-            await access.readable_checkpoint(services, identity.tenant_id, path)
+            await access.readable_checkpoint(services, identity, path)
         max_bytes = services.settings.max_decoded_bytes
         return await offload(len(raw), _draft, value, session, base, target.request_id, max_bytes)
 
@@ -197,12 +195,12 @@ async def cancel_future(
 ) -> Json:
     owner_id, _, number = body.request_id.rpartition(":")
     if ids.is_model_id(owner_id):
-        await access.owned_model(services, identity.tenant_id, owner_id)
+        await access.owned_model(services, identity, owner_id)
         raise UserError(
             f"request {body.request_id!r} is no sample; only samples can be cancelled, since what "
             "was sent to a model after it counts on it"
         )
-    session = await access.owned_sampling_session(services, identity.tenant_id, owner_id)
+    session = await access.owned_sampling_session(services, identity, owner_id)
     if number.isdecimal() and int(number) <= bodies.MAX_SAMPLE_SEQ_ID:
         await services.store.cancellations.cancel(
             identity.tenant_id, session.base_model, session.sampling_session_id, int(number)

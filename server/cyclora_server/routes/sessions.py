@@ -45,12 +45,17 @@ async def create_session(
         last_heartbeat_at_ms=now_ms,
         sdk_version=body.sdk_version,
         display_name=body.display_name,
-        project_id=None if body.project_id is None else validate.project_id(body.project_id),
+        project_id=projects.chosen(identity, _project_id(body)),
         tags=body.tags,
         user_metadata=body.user_metadata,
     )
-    created = await services.store.sessions.create(session, idempotency_key)
+    once = idempotency_key and projects.once(identity, idempotency_key)
+    created = await services.store.sessions.create(session, once)
     return {"type": "create_session", "session_id": created.session_id}
+
+
+def _project_id(body: bodies.CreateSession) -> str | None:
+    return None if body.project_id is None else validate.project_id(body.project_id)
 
 
 @router.post(
@@ -63,7 +68,7 @@ async def session_heartbeat(
     identity: IdentityDep,
     services: ServicesDep,
 ) -> Json:
-    await access.live_session(services, identity.tenant_id, body.session_id)
+    await access.live_session(services, identity, body.session_id)
     await services.store.sessions.heartbeat(body.session_id)
     return {"type": "session_heartbeat"}
 
@@ -84,7 +89,7 @@ async def finish_session(
     identity: IdentityDep,
     services: ServicesDep,
 ) -> Json:
-    await access.owned_session(services, identity.tenant_id, session_id)
+    await access.owned_session(services, identity, session_id)
     detail = None if body.detail is None else body.detail[:MAX_DETAIL_CHARS]
     await services.store.sessions.finish(session_id, body.reason.type, detail)
     # Also when it is finished again: the first time may have been cut off half-way.
@@ -103,8 +108,9 @@ async def assign_project(
     identity: IdentityDep,
     services: ServicesDep,
 ) -> Json:
-    session = await access.owned_session(services, identity.tenant_id, session_id)
+    session = await access.owned_session(services, identity, session_id)
     project_id = validate.project_id(body.project_id)
+    projects.chosen(identity, project_id)
     if session.project_id != project_id:
         await services.store.sessions.assign_project(session, project_id, identity.key.key_id)
     return {}
@@ -122,7 +128,12 @@ async def list_sessions(
     offset: Annotated[int, Query(ge=0, le=2**53)] = 0,
     _scope: Scope = AccessScope.OWNED,
 ) -> Json:
-    sessions = await services.store.sessions.list(identity.tenant_id, offset, limit)
+    bound = identity.key.project_id
+    if bound is None:
+        sessions = await services.store.sessions.list(identity.tenant_id, offset, limit)
+    else:
+        found = projects.sessions(services, identity.tenant_id, bound)
+        sessions = [each async for each in found][offset : offset + limit]
     return {"sessions": [session.session_id for session in sessions]}
 
 
@@ -133,7 +144,7 @@ async def get_session(
     services: ServicesDep,
     _scope: Scope = AccessScope.OWNED,
 ) -> Json:
-    session = await access.owned_session(services, identity.tenant_id, session_id)
+    session = await access.owned_session(services, identity, session_id)
     return {
         "training_run_ids": await services.store.models.of_session(session_id),
         "sampler_ids": await services.store.sampling.of_session(session_id),
@@ -165,7 +176,8 @@ async def search_sessions(
         is_exhausted = len(page) < _AT_ONCE
         for session in page:
             position = (session.created_at_ms, session.session_id)
-            if session_search.matches(session, body):
+            is_open = projects.is_open(identity, projects.of_session(session))
+            if is_open and session_search.matches(session, body):
                 found.append(session)
                 if len(found) == body.limit:
                     is_exhausted = is_exhausted and session is page[-1]

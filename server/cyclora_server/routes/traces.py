@@ -34,7 +34,7 @@ _BYTES_PER_OPERATION = 1000
 async def export_trace(
     session_id: str, request: Request, identity: IdentityDep, services: ServicesDep
 ) -> Json:
-    await access.owned_session(services, identity.tenant_id, session_id)
+    await access.owned_session(services, identity, session_id)
     # Made when it is fetched: that takes no longer than to look whether it is ready.
     url = await signed_url(request, services, identity, _path(session_id), url_expiry(services))
     return {"status": "ready", "url": url}

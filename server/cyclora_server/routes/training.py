@@ -45,7 +45,7 @@ async def create_model(
 ) -> Json:
     # Refused with a 4xx and not with a failed future: no later request can wait behind the first
     # one of a model that does not exist, and a failed future would leave an empty training run.
-    await access.live_session(services, identity.tenant_id, body.session_id)
+    await access.live_session(services, identity, body.session_id)
     base = await access.served_base_model(services, body.base_model)
     optimizer_type = validate_optimizer.optimizer_type(body.optimizer_config)
     model_id = ids.model_id(body.session_id, body.model_seq_id)
@@ -66,7 +66,7 @@ async def get_info(
     identity: IdentityDep,
     services: ServicesDep,
 ) -> Json:
-    model = await access.owned_model(services, identity.tenant_id, body.model_id)
+    model = await access.owned_model(services, identity, body.model_id)
     base = await access.base_model_of(services, model.base_model)
     return {
         "type": "get_info",
@@ -170,6 +170,6 @@ async def unload_model(
     identity: IdentityDep,
     services: ServicesDep,
 ) -> Json:
-    model = await access.owned_model(services, identity.tenant_id, body.model_id)
+    model = await access.owned_model(services, identity, body.model_id)
     # SDKs before 0.26 do not number this request; they send it when everything else has finished.
     return await submit_unload(services, model, body.seq_id or None)

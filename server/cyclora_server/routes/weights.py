@@ -211,7 +211,7 @@ async def _create_via_load(
         raise InvalidBody(
             "load_weights needs either model_id and seq_id, or session_id and model_seq_id"
         )
-    await access.live_session(services, identity.tenant_id, body.session_id)
+    await access.live_session(services, identity, body.session_id)
     model_id = ids.model_id(body.session_id, body.model_seq_id)
     request_id = ids.request_id(model_id, 0)
     if not await is_first_try(services, request_id):
@@ -246,7 +246,7 @@ async def _training_checkpoint(
         raise UserError(
             f"path {body.path!r} holds {path.kind}; a model loads from {CheckpointKind.TRAINING}"
         )
-    checkpoint = await access.readable_checkpoint(services, identity.tenant_id, path)
+    checkpoint = await access.readable_checkpoint(services, identity, path)
     if base_model is not None and checkpoint.base_model != base_model:
         raise UserError(
             f"checkpoint {body.path!r} belongs to base model {checkpoint.base_model!r}; it does "
@@ -272,7 +272,7 @@ async def weights_info(
     services: ServicesDep,
 ) -> Json:
     path = CheckpointPath.parse(body.tinker_path)
-    checkpoint = await access.readable_checkpoint(services, identity.tenant_id, path)
+    checkpoint = await access.readable_checkpoint(services, identity, path)
     return {
         "base_model": checkpoint.base_model,
         "optimizer_config": validate_optimizer.config_json(checkpoint.optimizer_type),

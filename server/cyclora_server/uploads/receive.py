@@ -53,6 +53,8 @@ class Upload:
     modules: list[TargetModule]
     key_id: str = ""
     """Of who asked."""
+    project_id: str | None = None
+    """The one that this key is bound to."""
 
 
 class Receiver:
