@@ -8,12 +8,12 @@ claims or settles.
 from __future__ import annotations
 
 import builtins
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
-from cyclora_core.accounts import ApiKey, AuditEntry, KeyHolder, Scope, Tenant
+from cyclora_core.accounts import ApiKey, AuditEntry, AuditValue, KeyHolder, Scope, Tenant
 from cyclora_core.custom_loss import CustomLoss
 from cyclora_core.ids import CheckpointPath
 from cyclora_core.partials import Progress
@@ -47,6 +47,7 @@ class TenantsPort(Protocol):
     async def list(self) -> list[Tenant]: ...
     async def update(self, tenant_id: str, by: str, /, **changes: Any) -> Tenant: ...
     async def delete(self, tenant_id: str, by: str, /) -> Tenant | None: ...
+    async def list_all(self) -> builtins.list[Tenant]: ...
     async def unpurged(self) -> builtins.list[Tenant]: ...
     async def purged(self, tenant_id: str, /) -> None: ...
 
@@ -243,6 +244,9 @@ class AuditPort(Protocol):
     """Who changed what."""
 
     async def list(self, tenant_id: str, from_ms: int, before_ms: int, /) -> list[AuditEntry]: ...
+    async def add(
+        self, event: str, details: Mapping[str, AuditValue], by: str, tenant_id: str = "", /
+    ) -> None: ...
 
 
 class MeteringPort(Protocol):

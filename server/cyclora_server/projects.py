@@ -7,7 +7,9 @@ bound to a project: it works there, and nothing else of its tenant exists for it
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncGenerator, Iterable, Sequence
+from dataclasses import dataclass
 
 from cyclora_core.errors import Forbidden
 from cyclora_core.records import DEFAULT_PROJECT, Checkpoint, Session
@@ -81,6 +83,47 @@ async def checkpoints(
         offset += _AT_ONCE
     project_of = await of_model_ids(services, (each.model_id for each in found.values()))
     return [each for each in found.values() if project_of.get(each.model_id) == project_id]
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectSummary:
+    """What is in one project of a tenant."""
+
+    project_id: str
+    num_sessions: int
+    num_training_runs: int
+    num_checkpoints: int
+    stored_bytes: int
+    """Of these checkpoints."""
+
+
+async def summaries(services: Services, tenant_id: str) -> list[ProjectSummary]:
+    """All projects of a tenant, by name; looks at everything that it has."""
+    store = services.store
+    num_sessions: Counter[str] = Counter()
+    num_runs: Counter[str] = Counter()
+    num_checkpoints: Counter[str] = Counter()
+    num_bytes: Counter[str] = Counter()
+    offset = 0
+    while page := await store.sessions.list(tenant_id, offset, _AT_ONCE):
+        num_sessions.update(of_session(session) for session in page)
+        offset += _AT_ONCE
+    offset, total = 0, 1
+    while offset < total:
+        models, total = await store.runs.list(tenant_id, offset, _AT_ONCE)
+        project_of = await of_models(services, models)
+        num_runs.update(project_of.values())
+        for found in await store.checkpoints.of_models(list(project_of)):
+            for each in found:
+                num_checkpoints[project_of[each.model_id]] += 1
+                num_bytes[project_of[each.model_id]] += each.num_bytes
+        offset += _AT_ONCE
+    return [
+        ProjectSummary(
+            each, num_sessions[each], num_runs[each], num_checkpoints[each], num_bytes[each]
+        )
+        for each in sorted({*num_sessions, *num_runs})
+    ]
 
 
 async def of_models(services: Services, models: Sequence[ModelRecord]) -> dict[str, str]:

@@ -12,7 +12,7 @@ import asyncio
 import structlog
 
 from cyclora_core.errors import CycloraError
-from cyclora_server import access, problems, session_end
+from cyclora_server import access, problems, session_end, tenant_end
 from cyclora_server.services import Services
 from cyclora_server.session_watch import SessionWatch
 
@@ -24,6 +24,9 @@ MAX_SESSIONS_AT_ONCE = 50
 
 HEAD_START_S = 10.0
 """Seconds that whoever ended a session gets to clean up before a sweep does it too."""
+
+PURGE_AFTER_S = 3600
+"""Seconds for which a deleted tenant is looked after: an upload may have been on its way."""
 
 _BLIND_SLACK_S = 10.0
 
@@ -53,6 +56,7 @@ class Sweeper:
         await self._expire_checkpoints()
         await self._expire_sessions()
         await self._clean_up_sessions()
+        await self._purge_tenants()
 
     async def _expire_checkpoints(self) -> None:
         checkpoints = self._services.store.checkpoints
@@ -84,3 +88,13 @@ class Sweeper:
                 await session_end.clean_up(self._services, session_id)
             except CycloraError as error:
                 _log.warning("session not cleaned up", session_id=session_id, reason=str(error))
+
+    async def _purge_tenants(self) -> None:
+        tenants = self._services.store.tenants
+        now_ms = self._services.clock.now_ms()
+        for tenant in await tenants.unpurged():
+            is_over = await tenant_end.clean_up(self._services, tenant.tenant_id)
+            since_ms = now_ms - (tenant.deleted_at_ms or now_ms)
+            if is_over and since_ms >= PURGE_AFTER_S * 1000:
+                await tenants.purged(tenant.tenant_id)
+                _log.info("tenant purged", tenant_id=tenant.tenant_id)

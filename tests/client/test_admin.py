@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -8,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from cyclora_client.admin import AdminClient, ApiKey, NewKey, Tenant, Worker
+from cyclora_client.admin import AdminClient, ApiKey, AuditEntry, NewKey, Project, Tenant, Worker
 from cyclora_core.accounts import Scope
 from cyclora_core.errors import (
     CycloraError,
@@ -85,6 +86,67 @@ def test_a_change_of_a_tenant_sends_what_changes() -> None:
         client.tenants.update("tenant-1", name="second")
 
     assert server.sent == ("PATCH", "/admin/v1/tenants/tenant-1", {"name": "second"})
+
+
+def test_a_tenant_is_disabled_with_a_reason_and_enabled_again() -> None:
+    server = Recorder(TENANT)
+    with call(server) as client:
+        client.tenants.update("tenant-1", is_enabled=False, disabled_reason="invoice")
+        disabled = server.sent
+        client.tenants.update("tenant-1", is_enabled=True, disabled_reason="")
+
+    assert disabled[2] == {"is_enabled": False, "disabled_reason": "invoice"}
+    assert server.sent[2] == {"is_enabled": True, "disabled_reason": ""}
+
+
+@pytest.mark.parametrize(("force", "query"), [(False, ""), (True, "?force=true")])
+def test_a_tenant_with_live_sessions_is_deleted_only_by_force(force: bool, query: str) -> None:
+    server = Recorder(None)
+    with call(server) as client:
+        client.tenants.delete("tenant-1", force=force)
+
+    assert server.sent == ("DELETE", f"/admin/v1/tenants/tenant-1{query}", None)
+
+
+def test_projects_are_those_of_one_tenant() -> None:
+    project = Project("alpha", 1, 2, 3, 400)
+    server = Recorder({"projects": [dataclasses.asdict(project)]})
+    with call(server) as client:
+        assert client.tenants.projects("tenant-1") == [project]
+
+    assert server.sent[1] == "/admin/v1/tenants/tenant-1/projects"
+
+
+def test_the_audit_log_is_asked_for_what_fits() -> None:
+    entry = {"at": AT, "tenant_id": None, "event": "worker_drain", "details": {"worker_id": "w"}}
+    server = Recorder({"entries": [entry]})
+    with call(server) as client:
+        found = client.audit.list("tenant-1", event="worker", from_=MOMENT, limit=5)
+
+    assert found == [AuditEntry(MOMENT, None, "worker_drain", None, {"worker_id": "w"})]
+    assert dict(server.request.url.params) == {
+        "tenant_id": "tenant-1",
+        "event": "worker",
+        "from": MOMENT.astimezone().isoformat(),
+        "limit": "5",
+    }
+
+
+def test_a_key_is_made_for_a_project_and_a_time() -> None:
+    server = Recorder({**KEY, "api_key": "tml-new", "project_id": "alpha", "expires_at": AT})
+    with call(server) as client:
+        made = client.keys.create("tenant-1", "ci", [Scope.TRAIN], project_id="alpha", lifetime_s=9)
+        assert server.sent[2]["lifetime_s"] == 9
+        client.keys.create("tenant-1", "ci", [Scope.TRAIN], project_id="alpha", expires_at=MOMENT)
+
+    assert (made.project_id, made.expires_at) == ("alpha", MOMENT)
+    assert server.sent[2] == {
+        "tenant_id": "tenant-1",
+        "name": "ci",
+        "scopes": ["train"],
+        "project_id": "alpha",
+        "expires_at": AT,
+    }
 
 
 def test_create_key_gives_the_key_that_is_shown_once() -> None:

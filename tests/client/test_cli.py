@@ -20,7 +20,13 @@ from cyclora_client.up.display import Display
 from cyclora_client.up.options import TINY_CHAT, ServedModel, UpOptions
 from cyclora_core import __version__
 
-TENANT = {"tenant_id": "tenant-1", "name": "first", "created_at": "2026-01-02T03:04:05+00:00"}
+TENANT = {
+    "tenant_id": "tenant-1",
+    "name": "first",
+    "created_at": "2026-01-02T03:04:05+00:00",
+    "is_enabled": False,
+    "disabled_reason": "the invoice is open",
+}
 
 
 def invoke(*arguments: str, **environment: str) -> Result:
@@ -156,7 +162,7 @@ def test_tenants_are_a_table_that_cuts_no_identifier(answer: Callable[..., None]
 
     assert result.exit_code == 0
     header, row = result.stdout.splitlines()[0], result.stdout.splitlines()[-1]
-    assert header.split() == ["tenant_id", "name", "created_at"]
+    assert header.split() == list(TENANT)
     assert row.split()[:2] == ["tenant-1", "long" * 20]
 
 

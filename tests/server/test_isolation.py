@@ -1,7 +1,8 @@
 """Every documented route, asked by one tenant about what is another's: as if it did not exist.
 
-The same holds for a key that is bound to a project, about what its tenant has in others. All ids hold their session's id, so the same request with another session's id in it is about
-something that never was.
+The same holds for a key that is bound to a project, about what its tenant has in others. All ids
+hold their session's id, so the same request with another session's id in it is about something that
+never was.
 """
 
 from __future__ import annotations

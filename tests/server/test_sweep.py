@@ -101,3 +101,24 @@ async def test_one_session_that_cannot_be_cleaned_up_does_not_hold_up_the_others
 
     assert store.submitted(f"{other_model}:1").kind is OperationKind.UNLOAD_MODEL
     assert store.sessions.to_clean_up == [SESSION]
+
+
+async def test_a_deleted_tenant_is_looked_after_until_nothing_more_can_come_of_it(
+    app: FastAPI, store: StoreDouble, clock: ManualClock
+) -> None:
+    """What it had sent before still runs, and may save a checkpoint after it was deleted."""
+    store.tenants.change(TENANT, deleted_at_ms=clock.now_ms())
+    store.models.records[MODEL] = model_record()
+    late = store.checkpoints.put(checkpoint("late"))
+
+    await Sweeper(app.state.services).sweep()
+    assert late.path not in store.checkpoints.records
+    assert store.sessions.records[SESSION].finished_reason == "interrupted"
+    later = store.checkpoints.put(checkpoint("later"))
+    store.models.records[MODEL] = model_record(is_ended=True)
+    clock.advance(3600)
+    assert [each.tenant_id for each in await store.tenants.unpurged()] == [TENANT]
+    await Sweeper(app.state.services).sweep()
+
+    assert later.path not in store.checkpoints.records
+    assert await store.tenants.unpurged() == []

@@ -7,6 +7,7 @@ from typing import Self
 
 import httpx
 
+from cyclora_client.admin.audit import Audit
 from cyclora_client.admin.cycles import CycleRows
 from cyclora_client.admin.fleet import BaseModels, Workers
 from cyclora_client.admin.http import AdminHttp
@@ -31,6 +32,7 @@ class AdminClient:
         self._http = AdminHttp(base_url, admin_key, transport)
         self.tenants = Tenants(self._http)
         self.keys = ApiKeys(self._http)
+        self.audit = Audit(self._http)
         self.workers = Workers(self._http)
         self.base_models = BaseModels(self._http)
         self.usage = Usage(self._http)

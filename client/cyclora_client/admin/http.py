@@ -44,9 +44,15 @@ class AdminHttp:
     def close(self) -> None:
         self._client.close()
 
-    def list(self, kind: type[T], name: str, query: dict[str, Any] | None = None) -> list[T]:
-        """The rows under ``name`` in the answer of the route of that name."""
-        answer = self.call("GET", name, query=query)
+    def list(
+        self,
+        kind: type[T],
+        name: str,
+        query: dict[str, Any] | None = None,
+        route: str | None = None,
+    ) -> list[T]:
+        """The rows under ``name`` in the answer of a route, by default the one of that name."""
+        answer = self.call("GET", route or name, query=query)
         rows = answer.get(name) if isinstance(answer, dict) else None
         if not isinstance(rows, list):
             raise ServerError(f"expected a list of {name}, the server sent {str(answer)[:200]}")

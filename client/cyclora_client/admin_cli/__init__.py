@@ -5,6 +5,8 @@ from __future__ import annotations
 import typer
 
 from cyclora_client.admin_cli import keys, queue, tenants, usage, workers
+from cyclora_client.admin_cli.audit import audit
+from cyclora_client.admin_cli.bootstrap import bootstrap
 
 app = typer.Typer(help="Administer a running server.", no_args_is_help=True)
 app.add_typer(tenants.app, name="tenants")
@@ -13,3 +15,5 @@ app.add_typer(workers.app, name="workers")
 app.add_typer(queue.app, name="queue")
 app.command("cycles")(queue.list_cycles)
 app.command("usage")(usage.usage_of_tenants)
+app.command()(audit)
+app.command()(bootstrap)

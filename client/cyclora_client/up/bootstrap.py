@@ -1,4 +1,4 @@
-"""The API keys of a data folder: made at the first start, found and checked at later ones."""
+"""Keys that no key is needed for: those of a data folder, and a deployment's first admin key."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 from cyclora_client.files import write_atomic
 from cyclora_client.up.errors import UpError
 from cyclora_core.accounts import TENANT_SCOPES, Scope
+from cyclora_core.errors import UserError
 
 if TYPE_CHECKING:
     from cyclora_core.store import Store
 
 TENANT_NAME = "default"
+BOOTSTRAP = "bootstrap"
+"""In the audit log, in place of the key_id of who asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,45 @@ async def bootstrap(redis_url: str, key_prefix: str, credentials_file: Path) -> 
     return credentials
 
 
+@dataclass(frozen=True, slots=True)
+class AdminKey:
+    """A key just made, which nobody can show again."""
+
+    admin_key: str
+    key_id: str
+    tenant_id: str
+
+
+async def first_admin_key(redis_url: str, key_prefix: str, *, force: bool = False) -> AdminKey:
+    """An admin key for a deployment that nobody administers yet.
+
+    Raises:
+        UserError: there is an admin key that can be used, and ``force`` is not set.
+        Unavailable: nobody answers at ``redis_url``.
+    """
+    from cyclora_core.store import Store
+
+    store = await Store.open(redis_url, key_prefix)
+    try:
+        now_ms = store.clock.now_ms()
+        usable = [
+            each.key.key_id
+            for each in await store.api_keys.list()
+            if each.key.is_admin and each.is_usable(now_ms)
+        ]
+        if usable and not force:
+            raise UserError(
+                f"there is an admin key that can be used ({', '.join(usable[:3])}); make others "
+                "with it, or set --force if it is lost"
+            )
+        tenant_id = await _tenant(store, None)
+        scopes = frozenset({Scope.ADMIN})
+        secret, record = await store.api_keys.create(tenant_id, "admin", scopes, BOOTSTRAP)
+    finally:
+        await store.close()
+    return AdminKey(secret, record.key_id, tenant_id)
+
+
 async def _checked(store: Store, known: Credentials | None) -> Credentials:
     tenant_id = await _tenant(store, known)
     api_key = known.api_key if known else None
@@ -66,9 +108,9 @@ async def _tenant(store: Store, known: Credentials | None) -> str:
         if known and tenant.tenant_id == known.tenant_id:
             return tenant.tenant_id
     for tenant in tenants:
-        if tenant.name == TENANT_NAME:
+        if tenant.name == TENANT_NAME and tenant.is_enabled:
             return tenant.tenant_id
-    return (await store.tenants.create(TENANT_NAME)).tenant_id
+    return (await store.tenants.create(TENANT_NAME, BOOTSTRAP)).tenant_id
 
 
 async def _key(
@@ -76,10 +118,10 @@ async def _key(
 ) -> str:
     if key is not None:
         found = await store.api_keys.of_secret(key)
-        is_usable = found is not None and found.is_usable(store.clock.now_ms())
+        is_usable = found is not None and found.key.is_usable(store.clock.now_ms())
         if found and is_usable and (found.key.tenant_id, found.key.scopes) == (tenant_id, scopes):
             return key
-    fresh, _ = await store.api_keys.create(tenant_id, name, scopes)
+    fresh, _ = await store.api_keys.create(tenant_id, name, scopes, BOOTSTRAP)
     return fresh
 
 

@@ -49,9 +49,10 @@ class Tenants:
 
     async def list(self) -> list[Tenant]:
         """Those that were not deleted, oldest first."""
-        return [tenant for tenant in await self._all() if tenant.deleted_at_ms is None]
+        return [tenant for tenant in await self.list_all() if tenant.deleted_at_ms is None]
 
-    async def _all(self) -> builtins.list[Tenant]:
+    async def list_all(self) -> builtins.list[Tenant]:
+        """Those that were deleted too, oldest first."""
         rows = await self._redis.hvals(self._keys.tenants())
         return sorted((codec.load(Tenant, row) for row in rows), key=lambda t: t.created_at_ms)
 
@@ -97,7 +98,7 @@ class Tenants:
 
     async def unpurged(self) -> builtins.list[Tenant]:
         """Deleted tenants of which something may be left."""
-        found = await self._all()
+        found = await self.list_all()
         return [each for each in found if each.deleted_at_ms is not None and not each.is_purged]
 
     async def purged(self, tenant_id: str) -> None:

@@ -64,7 +64,7 @@ async def get_audit_log(
 async def _tenants(services: Services, identity: Identity) -> list[str]:
     if not identity.key.is_admin:
         return [identity.tenant_id]
-    return [tenant.tenant_id for tenant in await services.store.tenants.list()]
+    return [tenant.tenant_id for tenant in await services.store.tenants.list_all()]
 
 
 def _is_of(entry: AuditEntry, event_type: EventType) -> bool:

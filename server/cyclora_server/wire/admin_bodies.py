@@ -37,6 +37,9 @@ def _printable(name: str) -> str:
 Name = Annotated[str, Field(max_length=200), AfterValidator(_printable)]
 """Of a tenant or of an API key, for people to tell them apart."""
 
+Reason = Annotated[str, Field(max_length=500), AfterValidator(_printable)]
+"""Why something is as it is, for those whom it concerns."""
+
 
 class NewTenant(AdminBody):
     """``POST /admin/v1/tenants``."""
@@ -50,6 +53,8 @@ class ChangeTenant(AdminBody):
     name: Name = Field(default="", min_length=1)
     weight: float = Field(default=1.0, ge=MIN_WEIGHT, le=MAX_WEIGHT, allow_inf_nan=False)
     """Its part of every clock cycle against that of the others who wait."""
+    is_enabled: bool = True
+    disabled_reason: Reason = ""
 
     def changes(self) -> dict[str, Any]:
         """The fields that were sent, for ``tenants.update``."""

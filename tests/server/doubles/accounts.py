@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import builtins
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cyclora_core.accounts import TENANT_SCOPES, ApiKey, AuditEntry, KeyHolder, Scope, Tenant
+from cyclora_core.accounts import (
+    TENANT_SCOPES,
+    ApiKey,
+    AuditEntry,
+    AuditValue,
+    KeyHolder,
+    Scope,
+    Tenant,
+)
 from cyclora_core.errors import NotFound
 from cyclora_core.store.traces import TracedOperation
 from cyclora_core.usage import Metered
@@ -47,6 +55,9 @@ class Tenants:
         changes = {"is_enabled": False, "disabled_reason": "it was deleted", "deleted_at_ms": 2000}
         self.tenants[tenant_id] = dataclasses.replace(self.tenants[tenant_id], **changes)
         return self.tenants[tenant_id]
+
+    async def list_all(self) -> builtins.list[Tenant]:
+        return list(self.tenants.values())
 
     async def unpurged(self) -> builtins.list[Tenant]:
         deleted = [each for each in self.tenants.values() if each.deleted_at_ms is not None]
@@ -105,7 +116,6 @@ class ApiKeys:
         self.uses.append(key_id)
 
     async def revoke(self, key_id: str, by: str) -> ApiKey | None:
-        assert by
         for secret, key in self.keys.items():
             if key.key_id == key_id:
                 self.change(secret, revoked_at_ms=2000)
@@ -123,6 +133,12 @@ class Audit:
     async def list(self, tenant_id: str, from_ms: int, before_ms: int) -> list[AuditEntry]:
         found = [each for owner, each in self.entries if owner == tenant_id]
         return [each for each in found if from_ms <= each.at_ms < before_ms]
+
+    async def add(
+        self, event: str, details: Mapping[str, AuditValue], by: str, tenant_id: str = ""
+    ) -> None:
+        noted = {**details, "key_id": by}
+        self.entries.append((tenant_id, AuditEntry(event, 1000, noted, str(len(self.entries)))))
 
 
 class Metering:

@@ -3,7 +3,21 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from server.doubles.builders import ADMIN_KEY, BASE, KEY, STRANGER, TENANT
+from cyclora_core.accounts import AuditEntry
+from cyclora_core.records import Session
+from server.doubles.builders import (
+    ADMIN_KEY,
+    BASE,
+    KEY,
+    MODEL,
+    SESSION,
+    STRANGER,
+    STRANGER_KEY,
+    TENANT,
+    checkpoint,
+    model_record,
+)
+from server.doubles.store import StoreDouble
 
 
 @pytest.fixture
@@ -146,3 +160,116 @@ async def test_a_key_that_is_not_understood_is_refused(
 
     assert answer.status_code in (400, 422)
     assert reason in answer.json()["detail"]
+
+
+async def test_a_disabled_tenant_opens_again(admin: httpx.AsyncClient) -> None:
+    statuses: list[int] = []
+    for is_enabled in (False, True):
+        body = {"is_enabled": is_enabled, "disabled_reason": "" if is_enabled else "invoice"}
+        await admin.patch(f"/admin/v1/tenants/{STRANGER}", json=body)
+        used = await admin.get("/api/v1/sessions", headers={"X-API-Key": STRANGER_KEY})
+        statuses.append(used.status_code)
+
+    assert statuses == [403, 200]
+
+
+async def test_nobody_locks_themselves_out(admin: httpx.AsyncClient) -> None:
+    path = f"/admin/v1/tenants/{TENANT}"
+
+    disabled = await admin.patch(path, json={"is_enabled": False})
+    deleted = await admin.delete(path, params={"force": "true"})
+
+    assert (disabled.status_code, deleted.status_code) == (400, 400)
+    assert (await admin.get(path)).json()["is_enabled"]
+
+
+async def test_a_tenant_with_live_sessions_is_deleted_only_by_force(
+    admin: httpx.AsyncClient, store: StoreDouble
+) -> None:
+    store.sessions.records[SESSION] = Session(SESSION, STRANGER, 1000, 1000)
+    store.models.records[MODEL] = model_record(tenant_id=STRANGER)
+    store.checkpoints.put(checkpoint(tenant_id=STRANGER))
+    path = f"/admin/v1/tenants/{STRANGER}"
+
+    refused = await admin.delete(path)
+    kept = dict(store.checkpoints.records)
+    deleted = await admin.delete(path, params={"force": "true"})
+
+    assert refused.status_code == 400
+    assert "1 live session" in refused.json()["detail"]
+    assert kept
+    assert deleted.status_code == 200
+    assert store.checkpoints.records == {}
+    assert store.sessions.records[SESSION].finished_reason == "interrupted"
+    assert (await admin.get(path)).status_code == 404
+    used = await admin.get("/api/v1/sessions", headers={"X-API-Key": STRANGER_KEY})
+    assert used.status_code == 401
+
+
+async def test_projects_of_a_tenant_are_counted(
+    admin: httpx.AsyncClient, store: StoreDouble
+) -> None:
+    other = "00000000-0000-4000-8000-0000000000a1"
+    store.sessions.records = {
+        SESSION: Session(SESSION, TENANT, 1000, 1000, project_id="alpha"),
+        other: Session(other, TENANT, 1000, 1000),
+    }
+    store.models.records[MODEL] = model_record()
+    store.checkpoints.put(checkpoint())
+
+    found = (await admin.get(f"/admin/v1/tenants/{TENANT}/projects")).json()["projects"]
+
+    assert found == [
+        {
+            "project_id": "alpha",
+            "num_sessions": 1,
+            "num_training_runs": 1,
+            "num_checkpoints": 1,
+            "stored_bytes": 123,
+        },
+        {
+            "project_id": "default",
+            "num_sessions": 1,
+            "num_training_runs": 0,
+            "num_checkpoints": 0,
+            "stored_bytes": 0,
+        },
+    ]
+
+
+async def test_the_audit_log_shows_all_tenants_and_the_deployment_newest_first(
+    admin: httpx.AsyncClient, store: StoreDouble
+) -> None:
+    for tenant_id, event, at_ms in [
+        (TENANT, "checkpoint_delete", 1000),
+        (STRANGER, "organization_key_create", 2000),
+        ("", "worker_drain", 3000),
+        (STRANGER, "organization_update", 4000),
+    ]:
+        entry = AuditEntry(event, at_ms, {"key_id": "key-x", "name": "n"}, str(at_ms))
+        store.audit.entries.append((tenant_id, entry))
+
+    async def events(**query: str | int) -> list[str]:
+        answer = await admin.get("/admin/v1/audit", params=query)
+        return [entry["event"] for entry in answer.json()["entries"]]
+
+    assert await events(limit=3) == [
+        "organization_update",
+        "worker_drain",
+        "organization_key_create",
+    ]
+    assert await events(event="organization") == ["organization_update", "organization_key_create"]
+    assert await events(event="organi") == []
+    assert await events(tenant_id=TENANT) == ["checkpoint_delete"]
+    assert await events(**{"from": "1970-01-01T00:00:02Z", "before": "1970-01-01T00:00:04Z"}) == [
+        "worker_drain",
+        "organization_key_create",
+    ]
+    first = (await admin.get("/admin/v1/audit")).json()["entries"][1]
+    assert first == {
+        "at": "1970-01-01T00:00:03+00:00",
+        "tenant_id": None,
+        "event": "worker_drain",
+        "key_id": "key-x",
+        "details": {"name": "n"},
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cyclora_server.routes.admin import cycles, fleet, keys, queue, tenants, usage
+from cyclora_server.routes.admin import audit, cycles, fleet, keys, queue, tenants, usage
 
 routers = (
     tenants.router,
@@ -11,4 +11,5 @@ routers = (
     usage.router,
     queue.router,
     cycles.router,
+    audit.router,
 )

@@ -10,13 +10,13 @@ from cyclora_core import ids
 from cyclora_core.clock import as_datetime
 from cyclora_core.errors import NotFound
 from cyclora_core.queues import WaitingOperation, lengths
-from cyclora_server.auth import IdentityDep, needs_admin
+from cyclora_server.auth import IdentityDep, needs_key
 from cyclora_server.body import documented, json_body
 from cyclora_server.problems import InvalidBody
 from cyclora_server.services import Json, Services, ServicesDep
 from cyclora_server.wire import admin_bodies
 
-router = APIRouter(prefix="/admin/v1/queue", tags=["administration"], dependencies=needs_admin)
+router = APIRouter(prefix="/admin/v1/queue", tags=["administration"], dependencies=needs_key)
 
 MAX_PAGE = 1000
 

@@ -7,11 +7,11 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from cyclora_server import usage
-from cyclora_server.auth import needs_admin
+from cyclora_server.auth import needs_key
 from cyclora_server.services import ServicesDep
 from cyclora_server.usage import UsageQueryDep
 
-router = APIRouter(prefix="/admin/v1", tags=["administration"], dependencies=needs_admin)
+router = APIRouter(prefix="/admin/v1", tags=["administration"], dependencies=needs_key)
 
 
 @router.get(
