@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -27,26 +28,46 @@ TENANT_SCOPES = frozenset({Scope.TRAIN, Scope.SAMPLE, Scope.READ})
 """Of a key for which nothing else was asked."""
 
 
+MAX_LIMIT = 10**15
+"""Of any quota: the store's scripts count exactly up to about nine times this."""
+
+
 @dataclass(frozen=True, slots=True)
 class Quotas:
-    """What a tenant may use at most; None is without bound."""
+    """What a tenant may use at most; None is without bound.
+
+    Raises:
+        ValueError: one is negative, or without use.
+    """
 
     max_adapters: int | None = None
     """Models that have not ended."""
     max_rank: int | None = None
     """Of a new model, and of an adapter that is loaded or uploaded."""
     max_queued_tokens: int | None = None
-    """Of operations and samples that are not settled."""
+    """Of operations and samples that are not final yet; zero lets one model's or one sample's in
+    after the other."""
     max_concurrent_samples: int | None = None
-    """Samples that are not settled."""
+    """Sequences of samples that are not final yet."""
     tokens_per_minute: int | None = None
-    """Tokens of new operations and samples."""
+    """Tokens of operations and samples that start; more waits, and nothing fails."""
     max_stored_bytes: int | None = None
-    """Bytes of checkpoints in storage."""
+    """Bytes of checkpoints that were saved under a name, copied or uploaded."""
     tokens_per_day: int | None = None
     """Metered tokens of one day, UTC: the budget of the day."""
     tokens_per_month: int | None = None
     """Metered tokens of one month, UTC: the budget of the month."""
+
+    def __post_init__(self) -> None:
+        for each in dataclasses.fields(self):
+            limit = getattr(self, each.name)
+            # No rate at all would keep what was accepted for ever.
+            least = 1 if each.name in ("tokens_per_minute", "max_rank") else 0
+            if limit is not None and not least <= limit <= MAX_LIMIT:
+                raise ValueError(
+                    f"{each.name} {limit} is not allowed; expected {least} to {MAX_LIMIT}, or "
+                    "nothing for no bound"
+                )
 
 
 MIN_WEIGHT, MAX_WEIGHT = 0.01, 100.0

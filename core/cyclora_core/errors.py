@@ -11,6 +11,8 @@
         PayloadTooLarge     the body exceeds a documented bound
       Unavailable           nothing is wrong with the request; try again later
         Overloaded          there is no room for more work at the moment
+          OverQuota         the tenant has as much queued as it may have
+        OverBudget          the tenant's tokens of the day or month are used up
       ServerError           our fault; the tenant sees an error id, never the cause
         FencedOut           this process lost its right to settle what it worked on
 
@@ -71,6 +73,14 @@ class Unavailable(CycloraError):
 
 class Overloaded(Unavailable):
     """There is no room for more work at the moment; the caller should slow down."""
+
+
+class OverQuota(Overloaded):
+    """The tenant has as much queued as it may have; some of it must finish first."""
+
+
+class OverBudget(Unavailable):
+    """The tenant's tokens of the day or month are used up; its client pauses."""
 
 
 class ServerError(CycloraError):

@@ -168,6 +168,8 @@ class Submission:
     What we make of a request may depend on what else exists at the time, such as the checkpoint it
     names; a retry must find its future whatever has happened since.
     """
+    num_samples: int = 0
+    """Sequences that a sample draws; 0 of any other operation."""
     weights_path: str | None = None
     """The checkpoint that a sample uses, by which it goes to the worker that has it in memory."""
     key_id: str = ""

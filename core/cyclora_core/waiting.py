@@ -5,8 +5,8 @@ Plain values without I/O, so that planning can be tested and simulated without a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from cyclora_core.types import PendingOperation, PlannedModel
 
@@ -56,6 +56,9 @@ class Waiting:
 
     models: Sequence[WaitingModel]
     samples: Sequence[WaitingSample]
+    allowances: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Tokens that each tenant under a rate may start now, fewer than none when it started more;
+    a tenant that is not here may start anything."""
 
     @property
     def is_empty(self) -> bool:

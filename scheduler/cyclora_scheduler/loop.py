@@ -13,6 +13,7 @@ from cyclora_core.clock import Clock
 from cyclora_core.store import Store
 from cyclora_core.types import Cycle
 from cyclora_core.waiting import Waiting, WorkerState
+from cyclora_scheduler.allowances import within_allowances
 from cyclora_scheduler.metrics import SchedulerMetrics
 from cyclora_scheduler.planner import Budget, Credits, Plan, plan_cycle
 from cyclora_scheduler.settings import SchedulerSettings
@@ -218,7 +219,7 @@ class Scheduler:
         if now_s - self._measured_s.get(base_model, now_s - _MEASURE_S) >= _MEASURE_S:
             self._measured_s[base_model] = now_s
             self._metrics.saw_queue(base_model, waiting, self._clock.now_ms())
-        return waiting
+        return within_allowances(waiting)
 
     async def _dispatch(self, worker: WorkerState, plan: Plan, started_s: float) -> bool:
         models = [assignment.planned for assignment in plan.assignments]

@@ -19,6 +19,7 @@ from cyclora_core.store.metering import Metering
 from cyclora_core.store.models import Models
 from cyclora_core.store.operations import Operations
 from cyclora_core.store.queues import Queues
+from cyclora_core.store.quotas import Quotas
 from cyclora_core.store.runs import Runs
 from cyclora_core.store.sampling import SamplingSessions
 from cyclora_core.store.secrets import Secrets
@@ -39,6 +40,7 @@ class Store:
         self.api_keys = ApiKeys(connection)
         self.audit = Audit(connection)
         self.metering = Metering(connection)
+        self.quotas = Quotas(connection)
         self.secrets = Secrets(connection)
         self.sessions = Sessions(connection)
         self.sampling = SamplingSessions(connection)

@@ -41,6 +41,8 @@ class Books:
             keys.stored_as(tenant_id),
             keys.session(session_of(checkpoint.model_id)),
             keys.future(checkpoint.request_id),
+            keys.quota_use(tenant_id),
+            keys.tenants(),
         ]
 
     def args(

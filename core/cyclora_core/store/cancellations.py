@@ -69,6 +69,7 @@ class Cancellations:
                     keys.worker_inbox(worker_id),
                     keys.pending_samples(ids.session_of(sampling_session_id)),
                     keys.partial(request_id),
+                    keys.quota_use(tenant_id),
                 ],
                 [
                     worker_id,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from cyclora_core import codec
 from cyclora_core.accounts import AuditEntry
 from cyclora_core.ids import CheckpointKind
+from cyclora_core.quotas import Excess
 from cyclora_core.records import Checkpoint
 from cyclora_core.store.audit import Audit
 from cyclora_core.store.books import Books
@@ -47,6 +48,9 @@ class Checkpoints:
         """Record a checkpoint whose files are complete, replacing one of the same path.
 
         Returns false, and changes nothing, when a later save of the path was recorded before.
+
+        Raises:
+            UserError: its tenant would have more stored than it may have; nothing was changed.
         """
         entry = self._books.entry(
             "create",
@@ -149,7 +153,7 @@ class Checkpoints:
                 return True
 
     async def _put(self, checkpoint: Checkpoint, expected: bytes, entry: AuditEntry | None) -> bool:
-        expires_at_ms = checkpoint.expires_at_ms
+        expires_at_ms, now_ms = checkpoint.expires_at_ms, self._clock.now_ms()
         reply = await self._connection.run(
             "put_checkpoint",
             self._keys_of(checkpoint),
@@ -165,6 +169,8 @@ class Checkpoints:
                 *self._books.args(checkpoint, entry, is_made=not expected),
             ],
         )
+        if isinstance(reply, list):
+            raise Excess.of(reply, checkpoint.num_bytes, now_ms).error()
         return reply == b"put"
 
     async def delete(self, path: str, by: str = "") -> CheckpointFiles | None:

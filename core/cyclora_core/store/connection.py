@@ -31,6 +31,20 @@ the store longer than all their commands."""
 
 _NEW_WORK = frozenset({"submit", "submit_sample", "create_custom_loss"})
 _READS = frozenset({"gather", "find_keys"})
+_COUNT_DEMAND = frozenset(
+    {
+        "submit",
+        "submit_sample",
+        "settle",
+        "settle_sample",
+        "cancel_sample",
+        "cancel_operations",
+        "close_gap",
+        "dispatch",
+        "put_checkpoint",
+        "record_copy",
+    }
+)
 _CHANGE_CHECKPOINTS = frozenset({"put_checkpoint", "drop_checkpoint", "record_copy"})
 _METER = _CHANGE_CHECKPOINTS | {"settle", "settle_sample"}
 
@@ -163,6 +177,8 @@ class Connection:
                 text = (folder / "account.lua").read_text() + text
             if script in _METER:
                 text = (folder / "meter.lua").read_text() + text
+            if script in _COUNT_DEMAND:
+                text = (folder / "demand.lua").read_text() + text
             if script not in _NEW_WORK | _READS:
                 text = _EVEN_WHEN_FULL + text
             self._scripts[script] = self.client.register_script(text)

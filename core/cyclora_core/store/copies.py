@@ -6,6 +6,7 @@ import json
 
 from cyclora_core import codec
 from cyclora_core.ids import session_of
+from cyclora_core.quotas import Excess
 from cyclora_core.records import UPLOADED, Checkpoint, NewModel
 from cyclora_core.store.audit import Audit
 from cyclora_core.store.books import Books
@@ -28,6 +29,9 @@ class Copies:
         """Record a copy and its training run; false when that run exists already.
 
         ``by`` is the key_id of who asked.
+
+        Raises:
+            UserError: its tenant would have more stored than it may have.
         """
         is_upload = copied_from.startswith(UPLOADED)
         action, source = ("upload", "source") if is_upload else ("copy", "source_path")
@@ -68,4 +72,6 @@ class Copies:
                 *self._books.args(copy, entry, is_made=True, by=by, project_id=project_id),
             ],
         )
+        if isinstance(reply, list):
+            raise Excess.of(reply, copy.num_bytes, copy.created_at_ms).error()
         return reply == b"recorded"

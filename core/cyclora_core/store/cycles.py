@@ -12,9 +12,10 @@ from cyclora_core import codec, ids
 from cyclora_core.accounts import Tenant
 from cyclora_core.errors import ErrorCategory
 from cyclora_core.operations import OperationKind
-from cyclora_core.store.connection import Connection
+from cyclora_core.store.connection import Connection, text
 from cyclora_core.store.futures import FUTURE_TTL_MS
 from cyclora_core.store.handovers import Handovers
+from cyclora_core.store.quotas import Quotas
 from cyclora_core.store.workers import Workers
 from cyclora_core.types import Cycle, PendingOperation
 from cyclora_core.waiting import (
@@ -48,6 +49,7 @@ class Cycles:
         self._keys = connection.keys
         self._workers = Workers(connection)
         self._handovers = Handovers(connection)
+        self._quotas = Quotas(connection)
 
     async def lead(self, token: str, lease_s: float, replaces: str = "") -> bool:
         """Become or remain the leader; one whose token begins with ``replaces`` counts as dead."""
@@ -94,7 +96,10 @@ class Cycles:
         return {tenant.tenant_id: tenant.weight for tenant in tenants}
 
     async def gather(self, base_model: str, max_operations: int, max_samples: int) -> Waiting:
-        """All ready models with their next operations, and the head of each sample queue."""
+        """All ready models with their next operations, and the head of each sample queue.
+
+        With them what their tenants may start, read last: it is charged when they start.
+        """
         keys = self._keys
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.smembers(keys.ready_models(base_model))
@@ -104,12 +109,21 @@ class Cycles:
         samples = await self._gather_samples(
             base_model, sorted(row.decode() for row in tenants), max_samples
         )
+        models = await self._gather_models(model_ids, max_operations)
+        tenant_ids = {model.tenant_id for model in models}
+        tenant_ids |= {sample.operation.tenant_id for sample in samples}
+        return Waiting(models, samples, await self._quotas.allowances(sorted(tenant_ids)))
+
+    async def _gather_models(
+        self, model_ids: Sequence[str], max_operations: int
+    ) -> list[WaitingModel]:
         if not model_ids:
-            return Waiting([], samples)
+            return []
+        keys = self._keys
         pairs = [key for each in model_ids for key in (keys.model(each), keys.log(each))]
         rows = await self._connection.run("gather", pairs, [max_operations])
         models = [_waiting_model(*pair) for pair in zip(model_ids, rows, strict=True)]
-        return Waiting([model for model in models if model.operations], samples)
+        return [model for model in models if model.operations]
 
     async def _gather_samples(
         self, base_model: str, tenant_ids: Sequence[str], max_samples: int
@@ -150,11 +164,16 @@ class Cycles:
             json.dumps(cycle.to_json()),
             nonce or uuid.uuid4().hex,
             len(assignments),
+            len(samples),
+            self._connection.clock.now_ms(),
         ]
+        starting: dict[str, list[str]] = {}
         for assignment in assignments:
             planned = assignment.planned
             last = planned.operations[-1]
             part = last.datum_range
+            passes = [each.request_id for each in planned.operations if each.kind.is_pass]
+            starting.setdefault(planned.tenant_id, []).extend(passes)
             models.append(keys.model(planned.model_id))
             args += [
                 assignment.expected_worker_id or "",
@@ -169,6 +188,11 @@ class Cycles:
             queue = keys.sample_queue(cycle.base_model, operation.tenant_id)
             futures += [keys.future(operation.request_id), queue]
             args += [sample.entry, operation.request_id, operation.tenant_id]
+            starting.setdefault(operation.tenant_id, []).append(operation.request_id)
+        charges: list[str] = []
+        for tenant_id, requests in starting.items():
+            charges += [keys.quota_use(tenant_id), *(keys.future(each) for each in requests)]
+            args += [tenant_id, len(requests)]
         reply = await self._connection.run(
             "dispatch",
             [
@@ -179,8 +203,10 @@ class Cycles:
                 keys.cycle_counters(),
                 keys.worker_samples(cycle.worker_id),
                 keys.sample_tenants(cycle.base_model),
+                keys.tenants(),
                 *models,
                 *futures,
+                *charges,
             ],
             args,
         )
@@ -208,11 +234,13 @@ class Cycles:
     ) -> bool:
         """Give up on the request behind ``logged_seq_id``; true when the model went on.
 
-        False when we do not lead, or the gap is no longer what it was: look again.
+        False when we do not lead, the gap is no longer what it was, or what is missing was refused
+        for now within that time: look again.
         """
         keys = self._keys
         held = sorted(int(row) for row in await self._redis.hkeys(keys.held(model_id)))
         requests = [ids.request_id(model_id, seq_id) for seq_id in held]
+        tenant_id = text(await self._redis.hget(keys.model(model_id), "tenant_id"))
         message = (
             f"request {logged_seq_id + 1} of this model did not arrive within {waited_s:g} s; the "
             "ones sent after it were not run, and it can no longer be sent: go on with the next "
@@ -226,6 +254,7 @@ class Cycles:
                 keys.log(model_id),
                 keys.held(model_id),
                 keys.gaps(),
+                keys.quota_use(tenant_id),
                 *(key for each in requests for key in (keys.future(each), keys.body(each))),
             ],
             [
@@ -236,6 +265,8 @@ class Cycles:
                 FUTURE_TTL_MS,
                 keys.settled_channel(),
                 logged_seq_id,
+                self._connection.clock.now_ms(),
+                round(waited_s * 1000),
                 *(each for pair in zip(held, requests, strict=True) for each in pair),
             ],
         )

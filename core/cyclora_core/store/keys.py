@@ -39,6 +39,9 @@ class Keys:
     def stored_as(self, tenant_id: str) -> str:
         return f"{self.prefix}:stored_as:{tenant_id}"
 
+    def quota_use(self, tenant_id: str) -> str:
+        return f"{self.prefix}:quota_use:{tenant_id}"
+
     def audit(self, tenant_id: str) -> str:
         return f"{self.prefix}:audit:{tenant_id}"
 

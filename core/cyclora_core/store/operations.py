@@ -10,10 +10,11 @@ from enum import StrEnum
 from typing import Any
 
 from cyclora_core import partials
-from cyclora_core.errors import FencedOut, ServerError
+from cyclora_core.errors import CycloraError, FencedOut, ServerError
 from cyclora_core.ids import CheckpointPath, session_of
 from cyclora_core.operations import OperationKind
 from cyclora_core.partials import RECORD_BYTES, Partial
+from cyclora_core.quotas import Excess, Quota, day_of, month_of
 from cyclora_core.records import FutureState, OperationError, Submission, SubmitOutcome
 from cyclora_core.store.connection import Connection
 from cyclora_core.store.futures import FUTURE_TTL_MS, clone_of
@@ -73,7 +74,13 @@ class Operations:
         self._clock = connection.clock
 
     async def submit(self, submission: Submission) -> SubmitOutcome:
-        """Record an operation; sending the same one again changes nothing."""
+        """Record an operation; sending the same one again changes nothing.
+
+        Raises:
+            OverBudget: the tenant's token budget of the day or month does not hold it.
+            OverQuota: the tenant has as much queued as it may have.
+            UserError: it would make a model that the tenant may not have.
+        """
         sent = submission.sent or submission.body
         digest = hashlib.sha256(submission.kind.encode() + b"\0" + sent).hexdigest()
         if submission.kind is OperationKind.SAMPLE:
@@ -89,7 +96,7 @@ class Operations:
         if new_model is not None:
             rows = new_model_fields(new_model, submission.tenant_id, submission.base_model, now_ms)
             fields = json.dumps({name: str(value) for name, value in rows.items()})
-        outcome = await self._connection.run(
+        reply = await self._connection.run(
             "submit",
             [
                 keys.future(submission.request_id),
@@ -104,6 +111,8 @@ class Operations:
                 keys.gaps(),
                 keys.session(session_id),
                 keys.live_sessions(),
+                keys.quota_use(submission.tenant_id),
+                keys.tenants(),
             ],
             [
                 digest,
@@ -119,14 +128,19 @@ class Operations:
                 submission.request_id,
                 MAX_SEQ_IDS_AHEAD,
                 session_id,
+                submission.tenant_id,
+                submission.num_tokens,
+                0 if new_model is None else new_model.lora.lora_rank,
+                day_of(now_ms),
+                month_of(now_ms),
             ],
         )
-        return SubmitOutcome(outcome.decode())
+        return _submit_outcome(reply, submission, now_ms)
 
     async def _submit_sample(self, submission: Submission, digest: str) -> SubmitOutcome:
         keys, session_id = self._keys, session_of(submission.owner_id)
         now_ms = self._clock.now_ms()
-        outcome = await self._connection.run(
+        reply = await self._connection.run(
             "submit_sample",
             [
                 keys.future(submission.request_id),
@@ -137,6 +151,8 @@ class Operations:
                 keys.completions(submission.owner_id, clone_of(submission.seq_id)),
                 keys.pending_samples(session_id),
                 keys.live_sessions(),
+                keys.quota_use(submission.tenant_id),
+                keys.tenants(),
             ],
             [
                 digest,
@@ -149,9 +165,13 @@ class Operations:
                 submission.request_id,
                 session_id,
                 now_ms,
+                submission.num_tokens,
+                submission.num_samples,
+                day_of(now_ms),
+                month_of(now_ms),
             ],
         )
-        return SubmitOutcome(outcome.decode())
+        return _submit_outcome(reply, submission, now_ms)
 
     def _entry(self, submission: Submission) -> str:
         entry: dict[str, Any] = {
@@ -253,6 +273,7 @@ class Operations:
                 keys.metered(tenant_id, hour_of(now_ms)),
                 keys.trace(session_id),
                 keys.session(session_id),
+                keys.quota_use(tenant_id),
             ],
             [
                 worker_id,
@@ -278,6 +299,8 @@ class Operations:
                 MAX_TRACED,
                 TRACE_KEPT_S * 1000,
                 session_id,
+                day_of(now_ms),
+                month_of(now_ms),
             ],
         )
         return _settle_outcome(reply.decode(), operation.request_id)
@@ -320,6 +343,7 @@ class Operations:
                 keys.trace(session_id),
                 keys.partial(request_id),
                 keys.session(session_id),
+                keys.quota_use(tenant_id),
             ],
             [
                 worker_id,
@@ -339,6 +363,8 @@ class Operations:
                 MAX_TRACED,
                 TRACE_KEPT_S * 1000,
                 num_cached_tokens,
+                day_of(now_ms),
+                month_of(now_ms),
             ],
         )
         return _settle_outcome(reply.decode(), request_id)
@@ -384,6 +410,23 @@ def _future_fields(submission: Submission, now_ms: int) -> str:
         fields["error_message"] = submission.error.message
         fields["error_category"] = str(submission.error.category)
     return json.dumps(fields)
+
+
+def _submit_outcome(reply: Any, submission: Submission, now_ms: int) -> SubmitOutcome:
+    if isinstance(reply, list):
+        raise _refusal(reply, submission, now_ms)
+    return SubmitOutcome(reply.decode())
+
+
+def _refusal(reply: list[bytes], submission: Submission, now_ms: int) -> CycloraError:
+    model = submission.new_model
+    asked = {
+        Quota.MAX_CONCURRENT_SAMPLES: submission.num_samples,
+        Quota.MAX_RANK: 0 if model is None else model.lora.lora_rank,
+        Quota.MAX_ADAPTERS: 1,
+    }
+    quota = Quota(reply[1].decode())
+    return Excess.of(reply, asked.get(quota, submission.num_tokens), now_ms).error()
 
 
 def _settle_outcome(reply: str, request_id: str) -> SettleOutcome:

@@ -155,6 +155,7 @@ class Queues:
                     keys.ready_models(waiting[0].base_model),
                     keys.worker(worker_id),
                     keys.audit(tenant_id),
+                    keys.quota_use(tenant_id),
                     *(
                         key
                         for each in waiting

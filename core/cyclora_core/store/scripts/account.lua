@@ -11,6 +11,7 @@ end
 -- account(key, arg, old, new) writes the change of a record; either may be missing.
 -- KEYS from key on: audit (zset)  metered (hash of this hour)  stored (hash: charge -> bytes now)
 --       stored_as (hash: path -> charge)  session  future of who saved it
+--       quota_use (hash)  tenants (hash), which over_stored reads
 -- ARGV from arg on: audit entry, or ""  its at_ms  ms from which on others are kept
 --       rank up to which they go  is_made (1 or 0: one checkpoint more)  metered_ttl_ms
 --       ms left of the hour  path  base_model  session_id  model_id
@@ -32,6 +33,7 @@ local function account(key, arg, old, new)
     local field = cjson.encode(charge)
     local left = redis.call('HINCRBY', stored, field, string.format('%.0f', num_bytes))
     if left == 0 then redis.call('HDEL', stored, field) end
+    redis.call('HINCRBY', KEYS[key + 6], 'stored_bytes', string.format('%.0f', num_bytes))
     -- Rounded first: of a little less than nothing the format makes -0, which is no integer.
     local byte_seconds = math.floor(num_bytes * tonumber(ARGV[arg + 6]) / 1000 + 0.5)
     counted(metered, 'stored_bytes', charge, num_bytes)

@@ -1,6 +1,6 @@
 -- End operations of a model that nobody has begun, and leave their places in the order used up.
 -- KEYS: 1 model  2 log (stream)  3 held (hash)  4 ready_models (set)  5 worker (expected)
---       6 audit (zset)  then for each operation: future, body
+--       6 audit (zset)  7 quota_use (hash)  then for each operation: future, body
 -- ARGV: 1 model_id  2 expected worker_id, "" when nobody holds the model  3 error_message
 --       4 error_category  5 future_ttl_ms  6 body_ttl_ms  7 settled channel  8 audit entry
 --       9 its at_ms  10 ms from which on others are kept  11 rank up to which they go
@@ -26,12 +26,13 @@ if (cycle[1] or '') ~= '' and ARGV[2] ~= '' then
   end
 end
 local ended, num_ended = {}, 0
-for i = 7, #KEYS, 2 do
-  local at = 12 + i - 7
+for i = 8, #KEYS, 2 do
+  local at = 12 + i - 8
   local seq, request_id = tonumber(ARGV[at]), ARGV[at + 1]
   if seq > begun and redis.call('HGET', KEYS[i], 'state') == 'pending' then
     redis.call('HSET', KEYS[i], 'state', 'failed', 'is_cancelled', 1, 'error_message', ARGV[3],
       'error_category', ARGV[4])
+    dequeue(KEYS[7], KEYS[i], 0)
     redis.call('PEXPIRE', KEYS[i], ARGV[5])
     -- A worker that has read the log before this may still ask for it; it can settle nothing.
     redis.call('PEXPIRE', KEYS[i + 1], ARGV[6])

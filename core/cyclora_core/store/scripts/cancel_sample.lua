@@ -2,6 +2,7 @@
 -- KEYS: 1 future  2 body  3 sample_queue (list)  4 sample_tenants (set)  5 completions (zset)
 --       6 worker_samples (hash)  7 worker_cancelled (set)  8 worker_inbox (list), all three of the
 --       expected worker  9 pending_samples (set)  10 partial (string)
+--       11 quota_use (hash)
 -- ARGV: 1 expected worker_id, "" when it waits  2 tenant_id  3 state  4 error_message
 --       5 error_category  6 future_ttl_ms  7 settled channel  8 request_id
 -- Returns: "cancelled", "final", "unknown", or "moved": it is with another worker than expected.
@@ -12,6 +13,8 @@ if not held[1] then return 'unknown' end
 if held[1] ~= 'pending' then return 'final' end
 if (held[2] or '') ~= ARGV[1] then return 'moved' end
 redis.call('HSET', KEYS[1], 'state', ARGV[3], 'error_message', ARGV[4], 'error_category', ARGV[5])
+-- One that had started computed something, how much nobody says: what it was charged is spent.
+dequeue(KEYS[11], KEYS[1], nil)
 redis.call('HDEL', KEYS[1], 'entry')
 redis.call('PEXPIRE', KEYS[1], ARGV[6])
 redis.call('DEL', KEYS[2], KEYS[10])

@@ -1,14 +1,17 @@
 -- Hand one planned cycle to a free worker: number it, assign its models, take its samples.
 -- KEYS: 1 leader  2 worker  3 worker_lease  4 worker_inbox (list)  5 cycle_counters (hash)
---       6 worker_samples (hash)  7 sample_tenants (set)  then the models, then for each sample:
---       future, sample_queue
+--       6 worker_samples (hash)  7 sample_tenants (set)  8 tenants (hash)
+--       then the models, then for each sample: future, sample_queue, then for each tenant whose
+--       passes or samples start: quota_use (hash), their futures
 -- ARGV: 1 leader token  2 worker_id  3 base_model  4 cycle (JSON without number)
---       5 nonce of this dispatch  6 number of models  then for each model: expected worker_id, expected epoch, new epoch,
---       partial_seq_id, partial_stop;  then for each sample: queue entry, request_id,
---       tenant_id
+--       5 nonce of this dispatch  6 number of models  7 number of samples  8 now_ms
+--       then for each model: expected worker_id, expected epoch, new epoch, partial_seq_id,
+--       partial_stop;  then for each sample: queue entry, request_id, tenant_id;  then for each
+--       tenant: tenant_id, number of futures
 -- Returns: the cycle_id, or "not_leader", "busy", "dead" or "stale".
 -- Atomic because a cycle that is numbered but not handed over, or a sample that left its queue
--- without an owner, would be lost if the scheduler died in between.
+-- without an owner, would be lost if the scheduler died in between; and what is charged to a rate
+-- is charged once, whoever asks again.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 'not_leader' end
 -- Asked again because the answer was lost: the worker may have run it meanwhile and be free.
 if redis.call('HGET', KEYS[2], 'nonce') == ARGV[5] then
@@ -18,19 +21,19 @@ if redis.call('EXISTS', KEYS[3]) == 0 then return 'dead' end
 if (redis.call('HGET', KEYS[2], 'cycle_id') or '') ~= '' then return 'busy' end
 local num_models = tonumber(ARGV[6])
 for i = 1, num_models do
-  local held = redis.call('HMGET', KEYS[7 + i], 'worker_id', 'epoch')
-  local at = 6 + (i - 1) * 5
+  local held = redis.call('HMGET', KEYS[8 + i], 'worker_id', 'epoch')
+  local at = 8 + (i - 1) * 5
   if held[1] ~= ARGV[at + 1] or held[2] ~= ARGV[at + 2] then return 'stale' end
 end
 local cycle_id = redis.call('HINCRBY', KEYS[5], ARGV[3], 1)
 for i = 1, num_models do
-  local at = 6 + (i - 1) * 5
-  redis.call('HSET', KEYS[7 + i], 'worker_id', ARGV[2], 'epoch', ARGV[at + 3],
+  local at = 8 + (i - 1) * 5
+  redis.call('HSET', KEYS[8 + i], 'worker_id', ARGV[2], 'epoch', ARGV[at + 3],
     'partial_seq_id', ARGV[at + 4], 'partial_stop', ARGV[at + 5])
 end
-local key = 7 + num_models
-local arg = 6 + num_models * 5
-while key + 2 <= #KEYS do
+local key = 8 + num_models
+local arg = 8 + num_models * 5
+for _ = 1, tonumber(ARGV[7]) do
   local entry, request_id = ARGV[arg + 1], ARGV[arg + 2]
   redis.call('LREM', KEYS[key + 2], 1, entry)
   if redis.call('LLEN', KEYS[key + 2]) == 0 then redis.call('SREM', KEYS[7], ARGV[arg + 3]) end
@@ -39,6 +42,16 @@ while key + 2 <= #KEYS do
     redis.call('HSET', KEYS[6], request_id, entry)
   end
   key, arg = key + 2, arg + 3
+end
+while key < #KEYS do
+  local tenant_id, num_futures = ARGV[arg + 1], tonumber(ARGV[arg + 2])
+  local per_minute = quotas_of(KEYS[8], tenant_id).tokens_per_minute
+  if per_minute then
+    local futures = {}
+    for i = 1, num_futures do futures[i] = KEYS[key + 1 + i] end
+    charge(KEYS[key + 1], per_minute, tonumber(ARGV[8]), futures)
+  end
+  key, arg = key + 1 + num_futures, arg + 2
 end
 redis.call('HSET', KEYS[2], 'cycle_id', cycle_id, 'cycle', ARGV[4], 'nonce', ARGV[5],
   'last_cycle_id', cycle_id)

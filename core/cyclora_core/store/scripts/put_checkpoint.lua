@@ -5,7 +5,8 @@
 -- ARGV: 1 path  2 record  3 record as it was read, or "" to replace whatever is there
 --       4 expires_at_ms, or ""  5 created_at_ms  6 is_listed (1 or 0)  7 files
 --       8 is_public (1 or 0)  9.. as account.lua says
--- Returns: "put", "changed", or "superseded": a later save of the path was recorded before.
+-- Returns: "put", "changed", "superseded" when a later save of the path was recorded before, or the
+-- quota that it would exceed: {"over", name, limit, used}.
 -- Atomic because a change worked out from a record that was replaced, renewed or dropped meanwhile
 -- would undo that, because a record and the time it expires at must agree, and because a worker that
 -- was declared dead in the midst of a save must not undo what its successor has saved since.
@@ -18,6 +19,11 @@ if ARGV[3] == '' and old then
   local theirs = tonumber(cjson.decode(old).revision)
   local mine = tonumber(cjson.decode(ARGV[2]).revision)
   if theirs and mine and theirs > mine then return 'superseded' end
+end
+local more = listed_bytes(ARGV[2]) - listed_bytes(old)
+if ARGV[3] == '' and more > 0 then
+  local over = over_stored(KEYS[15], KEYS[14], ARGV[2], more)
+  if over then return over end
 end
 redis.call('SET', KEYS[1], ARGV[2])
 account(8, 9, old, ARGV[2])

@@ -5,10 +5,12 @@
 --       9.. as account.lua says
 -- ARGV: 1 model_id  2 model fields (JSON object)  3 now_ms  4 path  5 record
 --       6 expires_at_ms, or ""  7 files  8.. as account.lua says
--- Returns: "recorded" or "exists".
+-- Returns: "recorded" or "exists", or the quota that it would exceed: {"over", name, limit, used}.
 -- Atomic because the run is how a retry knows that the copy was made: with a run but no checkpoint
 -- it would never be made, with a checkpoint but no run it would be made again once it is deleted.
 if redis.call('EXISTS', KEYS[1]) == 1 then return 'exists' end
+local over = over_stored(KEYS[16], KEYS[15], ARGV[5], listed_bytes(ARGV[5]))
+if over then return over end
 for name, value in pairs(cjson.decode(ARGV[2])) do
   redis.call('HSET', KEYS[1], name, value)
 end

@@ -1,7 +1,7 @@
 -- Store the outcome of one operation of a model and advance the model past it.
 -- KEYS: 1 model  2 log (stream)  3 future  4 body  5 ready_models (set)  6 wake (list)
 --       7 failed (set of seq_ids that replay leaves out)  8 usage (hash)
---       9 metered (hash of this hour)  10 trace (list)  11 session
+--       9 metered (hash of this hour)  10 trace (list)  11 session  12 quota_use (hash)
 -- ARGV: 1 worker_id  2 epoch  3 seq_id  4 state  5 result  6 error_message  7 error_category
 --       8 future_ttl_ms  9 keep_body (1 or 0)  10 settled channel  11 request_id  12 model_id
 --       13 usage field  14 usage tokens
@@ -9,6 +9,7 @@
 --          model ends with it, else ""
 --       16 base_model, or "" when its tokens are not billed  17 metered_ttl_ms
 --       18 trace entry, or ""  19 max trace entries  20 trace_ttl_ms  21 session_id
+--       22 day  23 month, both as quota_use names them
 -- Returns: "settled", "already", "fenced" or "out_of_order". Whoever has run what was cancelled
 -- is fenced: it holds a state that the log does not lead to.
 -- Atomic because the result, the applied seq_id and the metered usage must agree whatever dies;
@@ -27,6 +28,10 @@ if applied + 1 ~= seq then
   return 'out_of_order'
 end
 redis.call('HSET', KEYS[3], 'state', ARGV[4])
+local num_used = 0
+if ARGV[4] == 'done' and ARGV[16] ~= '' then num_used = tonumber(ARGV[14]) end
+dequeue(KEYS[12], KEYS[3], num_used)
+spend(KEYS[12], num_used, ARGV[22], ARGV[23])
 if ARGV[4] == 'done' then
   redis.call('HSET', KEYS[3], 'result', ARGV[5])
   if tonumber(ARGV[14]) > 0 then
@@ -43,6 +48,9 @@ if ARGV[4] == 'done' then
     redis.call('HSET', KEYS[1], 'snapshot_seq_id', seq, 'snapshot_epoch', ARGV[2])
   elseif ARGV[15] == 'end' then
     redis.call('HSET', KEYS[1], 'is_ended', 1)
+    if redis.call('HDEL', KEYS[1], 'is_counted') == 1 then
+      redis.call('HINCRBY', KEYS[12], 'adapters', -1)
+    end
   end
 else
   redis.call('HSET', KEYS[3], 'error_message', ARGV[6], 'error_category', ARGV[7])

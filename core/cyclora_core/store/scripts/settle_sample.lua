@@ -1,12 +1,12 @@
 -- Store the outcome of one sample.
 -- KEYS: 1 future  2 body  3 worker_samples (hash)  4 completions (zset)  5 usage (hash)
 --       6 pending_samples (set)  7 metered (hash of this hour)  8 trace (list)  9 partial (string)
---       10 session
+--       10 session  11 quota_use (hash)
 -- ARGV: 1 worker_id  2 state  3 result  4 error_message  5 error_category  6 future_ttl_ms
 --       7 settled channel  8 request_id  9 prefilled tokens  10 sampled tokens
 --       11 base_model  12 session_id  13 metered_ttl_ms
 --       14 trace entry, or ""  15 max trace entries  16 trace_ttl_ms
---       17 cached tokens of the prompt
+--       17 cached tokens of the prompt  18 day  19 month, both as quota_use names them
 -- Returns: "settled", "already" or "fenced".
 -- Atomic because the owner check must hold at the moment the result is stored: a worker that was
 -- declared dead has lost its samples to another.
@@ -19,6 +19,9 @@ if held[1] ~= ARGV[1] then
   return 'fenced'
 end
 redis.call('HSET', KEYS[1], 'state', ARGV[2])
+local num_used = ARGV[2] == 'done' and tonumber(ARGV[9]) + tonumber(ARGV[10]) or 0
+dequeue(KEYS[11], KEYS[1], num_used)
+spend(KEYS[11], num_used, ARGV[18], ARGV[19])
 if ARGV[2] == 'done' then
   redis.call('HSET', KEYS[1], 'result', ARGV[3])
   redis.call('HINCRBY', KEYS[5], 'prefilled_tokens', ARGV[9])
