@@ -62,6 +62,13 @@ def up(
             help="Memory of the store, such as 512m or 4g. Default a quarter of the machine's.",
         ),
     ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            help="Serve metrics and probes on this machine: the server's at this port, the "
+            "scheduler's at the next, and the workers' behind it. Default none.",
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one line of JSON once everything is ready.")
     ] = False,
@@ -74,7 +81,15 @@ def up(
         models = [ServedModel.parse(text) for text in base_model or [TINY_CHAT]]
         memory_bytes = parse_store_memory(store_memory) if store_memory else None
         options = UpOptions(
-            data, host, port, models, dtype, threads, memory_bytes, base_weights=base_weights
+            data,
+            host,
+            port,
+            models,
+            dtype,
+            threads,
+            memory_bytes,
+            base_weights=base_weights,
+            metrics_port=metrics_port,
         )
     except CycloraError as error:
         display.failed(error)

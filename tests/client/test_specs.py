@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from cyclora_client.up.errors import UpError
 from cyclora_client.up.folder import DataFolder
-from cyclora_client.up.options import UpOptions
-from cyclora_client.up.specs import SHORT_WAITS, worker_specs
+from cyclora_client.up.options import ServedModel, UpOptions
+from cyclora_client.up.specs import SHORT_WAITS, scheduler_spec, server_spec, worker_specs
 
 
 def worker_settings(options: UpOptions) -> dict[str, str]:
@@ -43,3 +44,33 @@ def test_how_a_workers_threads_wait_can_be_set_outside(
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
 
     assert worker_settings(UpOptions(tmp_path))["GOMP_SPINCOUNT"] == "7"
+
+
+def metrics_ports(options: UpOptions) -> list[str | None]:
+    folder = DataFolder(options.data)
+    folder.create()
+    specs = [
+        server_spec(options, folder, "redis://store"),
+        scheduler_spec(options, folder, "redis://store"),
+        *worker_specs(options, folder, "redis://store"),
+    ]
+    return [spec.environment.get("CYCLORA_METRICS_PORT") for spec in specs]
+
+
+MODELS = (ServedModel("a", "a"), ServedModel("b", "b"))
+
+
+def test_every_process_gets_a_port_for_metrics_of_its_own_if_up_was_asked(tmp_path: Path) -> None:
+    options = UpOptions(tmp_path, base_models=MODELS, metrics_port=9464)
+
+    assert metrics_ports(options) == ["9464", "9465", "9466", "9467"]
+
+
+def test_nobody_serves_metrics_unless_up_was_asked(tmp_path: Path) -> None:
+    assert metrics_ports(UpOptions(tmp_path, base_models=MODELS)) == [None] * 4
+
+
+@pytest.mark.parametrize("port", [-1, 0, 65533, 70_000])
+def test_ports_for_metrics_that_do_not_exist_are_refused(tmp_path: Path, port: int) -> None:
+    with pytest.raises(UpError, match="each of 4 processes"):
+        UpOptions(tmp_path, base_models=MODELS, metrics_port=port)

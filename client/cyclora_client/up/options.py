@@ -12,6 +12,8 @@ from cyclora_core.types import BaseWeights, Dtype
 
 TINY_CHAT = "cyclora/tiny-chat"
 
+_MAX_PORT = 65535
+
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
@@ -62,9 +64,23 @@ class UpOptions:
     requests and results; too much takes from the workers what they need.
     """
     base_weights: BaseWeights | None = None
+    metrics_port: int | None = None
+    """First of the ports for metrics and probes: server, scheduler, workers; None opens none."""
     commands: Commands = field(default_factory=Commands)
 
     def __post_init__(self) -> None:
         names = [model.name for model in self.base_models]
         if not names or len(set(names)) != len(names):
             raise UpError(f"each base model is served once, and at least one; got {names}")
+        first = self.metrics_port
+        if first is not None and not 0 < first <= _MAX_PORT - 1 - len(names):
+            raise UpError(
+                f"--metrics-port {first} leaves no port for each of {2 + len(names)} processes; "
+                f"ports go from 1 to {_MAX_PORT}"
+            )
+
+    def metrics_settings(self, index: int) -> dict[str, str]:
+        """Of the process that has this place among the ports for metrics."""
+        if self.metrics_port is None:
+            return {}
+        return {"CYCLORA_METRICS_PORT": str(self.metrics_port + index)}

@@ -41,11 +41,12 @@ def store_spec(
 
 def server_spec(options: UpOptions, folder: DataFolder, redis_url: str) -> ProcessSpec:
     settings = {"CYCLORA_HOST": options.host, "CYCLORA_PORT": str(options.port)}
+    settings |= options.metrics_settings(0)
     return _spec("server", options.commands.server, folder, redis_url, settings)
 
 
 def scheduler_spec(options: UpOptions, folder: DataFolder, redis_url: str) -> ProcessSpec:
-    settings = {"CYCLORA_SCHEDULER_NAME": "scheduler"}
+    settings = {"CYCLORA_SCHEDULER_NAME": "scheduler", **options.metrics_settings(1)}
     return _spec("scheduler", options.commands.scheduler, folder, redis_url, settings)
 
 
@@ -65,6 +66,7 @@ def worker_specs(options: UpOptions, folder: DataFolder, redis_url: str) -> list
             "CYCLORA_BASE_MODEL": model.name,
             "CYCLORA_BASE_MODEL_PATH": model.path,
             "CYCLORA_WORKER_NAME": f"worker-{index}",
+            **options.metrics_settings(2 + index),
         }
         command = options.commands.worker
         specs.append(_spec(f"worker-{index}", command, folder, redis_url, settings))
