@@ -213,4 +213,16 @@ class WorkerStatus:
     is_alive: bool
     cycle_id: int | None
     """The cycle it executes; None when it is free."""
+    is_draining: bool = False
+    """Whether it gets no new models and samples, and loses those it has."""
+    num_models: int = 0
+    """Models that are assigned to it."""
+    num_samples: int = 0
+    """Samples that it has and that have not ended."""
     info: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether its process may be stopped without anything being lost or made again."""
+        has_none = self.cycle_id is None and not self.num_models and not self.num_samples
+        return self.is_draining and has_none

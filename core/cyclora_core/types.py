@@ -166,21 +166,15 @@ class Cycle:
     models: Sequence[PlannedModel]
     samples: Sequence[PlannedSample]
     dispatched_at_ms: int = 0
+    let_go: Sequence[PlannedModel] = ()
+    """Models without operations whose states go to storage, and that any worker may have then."""
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
-        models = [
-            PlannedModel(
-                model["model_id"],
-                model["tenant_id"],
-                model["epoch"],
-                [_planned_operation(operation) for operation in model["operations"]],
-            )
-            for model in value["models"]
-        ]
+        models = [_planned_model(model) for model in value["models"]]
         samples = [PlannedSample(**sample) for sample in value["samples"]]
         return cls(
             value["cycle_id"],
@@ -189,6 +183,7 @@ class Cycle:
             models,
             samples,
             value["dispatched_at_ms"],
+            [_planned_model(model) for model in value.get("let_go", ())],
         )
 
 
@@ -210,6 +205,11 @@ class EndedCycle:
     """By the scheduler's clock."""
     started_at_ms: int
     ended_at_ms: int
+
+
+def _planned_model(value: dict[str, Any]) -> PlannedModel:
+    operations = [_planned_operation(operation) for operation in value["operations"]]
+    return PlannedModel(value["model_id"], value["tenant_id"], value["epoch"], operations)
 
 
 def _planned_operation(value: dict[str, Any]) -> PlannedOperation:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from cyclora_core.placement import Wish
 from cyclora_core.types import PendingOperation, PlannedModel
 
 
@@ -21,8 +22,12 @@ class WorkerStats:
     """Tokens of KV memory that new samples may still take."""
     max_sample_tokens: int = 0
     """Tokens of KV memory in all."""
+    free_adapter_bytes: int = 0
+    """Adapter memory that no state takes."""
+    max_adapter_bytes: int = 0
+    """Adapter memory in all; 0 from a worker that does not say."""
     is_draining: bool = False
-    """Whether the worker finishes what it has and takes nothing new."""
+    """Whether its process was told to stop: it finishes what it has and takes nothing new."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,26 @@ class WaitingSample:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldModel:
+    """A model that is assigned to a worker, or to none."""
+
+    model_id: str
+    tenant_id: str
+    worker_id: str | None
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingWish:
+    """A model that an administrator wants elsewhere."""
+
+    model: HeldModel
+    wish: Wish
+    has_ended: bool = False
+    """Whether the model has ended: nothing is to be done any more."""
+
+
+@dataclass(frozen=True, slots=True)
 class Waiting:
     """All that waits for one base model."""
 
@@ -59,10 +84,11 @@ class Waiting:
     allowances: Mapping[str, float] = field(default_factory=dict[str, float])
     """Tokens that each tenant under a rate may start now, fewer than none when it started more;
     a tenant that is not here may start anything."""
+    wishes: Sequence[WaitingWish] = ()
 
     @property
     def is_empty(self) -> bool:
-        return not self.models and not self.samples
+        return not self.models and not self.samples and not self.wishes
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +100,10 @@ class WorkerState:
     is_alive: bool
     is_free: bool
     stats: WorkerStats
+    is_draining: bool = False
+    """Whether an administrator wants it to have nothing left: no models, no samples."""
+    num_models: int = 0
+    """Models that are assigned to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,3 +113,5 @@ class Assignment:
     planned: PlannedModel
     expected_worker_id: str | None
     expected_epoch: int
+    wish: Wish | None = None
+    """The administrator's wish that this fulfils."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -15,6 +16,7 @@ from cyclora_core.types import Cycle
 from cyclora_core.waiting import Waiting, WorkerState
 from cyclora_scheduler.allowances import within_allowances
 from cyclora_scheduler.metrics import SchedulerMetrics
+from cyclora_scheduler.placing import Moves, plan_moves
 from cyclora_scheduler.planner import Budget, Credits, Plan, plan_cycle
 from cyclora_scheduler.settings import SchedulerSettings
 from cyclora_scheduler.weights import TenantWeights, tenants_of
@@ -28,6 +30,7 @@ _MEASURE_S = 1.0
 """A queue is measured at most this often: of a long one that costs a tenth of looking into it."""
 _QUEUE_CHECK_S = 5.0
 """A queue that no free worker had looked into for so long is looked into to be measured."""
+_LET_GO_AGAIN_S = 5.0
 
 _log = structlog.get_logger()
 
@@ -60,6 +63,8 @@ class Scheduler:
         """Of each worker: its cycles are what its tenants share. A scheduler that takes over counts
         anew, which costs or gives a tenant one cycle and what its largest operation takes."""
         self._weights = TenantWeights(store, clock)
+        self._let_go_s: dict[str, dict[str, float]] = {}
+        """Of each draining worker: when each of its models was last to be given up (mono)."""
         self._is_leading = False
         self._has_waited = False
         self._next_gap_check_s = 0.0
@@ -128,12 +133,15 @@ class Scheduler:
         alive = [worker for worker in workers if worker.is_alive]
         self._metrics.saw_workers(alive)
         num_dispatched = 0
-        for worker in alive:
-            if worker.is_free:
-                num_dispatched += await self._dispatch_to(worker, alive)
+        for index, worker in enumerate(alive):
+            if worker.is_free and await self._dispatch_to(worker, alive):
+                num_dispatched += 1
+                alive[index] = replace(worker, is_free=False)
         alive_ids = {worker.worker_id for worker in alive}
         self._last = {key: last for key, last in self._last.items() if key in alive_ids}
         self._credits = {key: each for key, each in self._credits.items() if key in alive_ids}
+        draining = {worker.worker_id for worker in alive if worker.is_draining}
+        self._let_go_s = {k: each for k, each in self._let_go_s.items() if k in draining}
         await self._measure_queues()
         return num_dispatched
 
@@ -178,6 +186,8 @@ class Scheduler:
             last.ended_s = self._clock.mono_s()
         budget = cycle_budget(worker, self._settings)
         waiting = await self._gather(worker.base_model)
+        if worker.is_draining:
+            return await self._empty(worker, alive, waiting)
         if waiting.is_empty:
             if budget.is_all_free:
                 self._credits.pop(worker.worker_id, None)  # nobody was kept waiting
@@ -191,7 +201,9 @@ class Scheduler:
         alive_ids = frozenset(each.worker_id for each in alive)
         credits = self.credits(worker.worker_id)
         weights = await self._weights.of(tenants_of(waiting) | credits.tenant_ids)
-        plan = plan_cycle(waiting, worker.worker_id, alive_ids, budget, credits, weights)
+        moves = plan_moves(waiting, worker, _of_base_model(alive, worker))
+        await self._end_wishes(worker, moves)
+        plan = plan_cycle(waiting, worker.worker_id, alive_ids, budget, credits, weights, moves)
         if plan.is_empty:
             return 0
         if not await self._dispatch(worker, plan, started_s):
@@ -199,6 +211,31 @@ class Scheduler:
         self._metrics.dispatched(worker.base_model, plan, budget, self._clock.now_ms())
         self._metrics.timed(self._clock.mono_s() - started_s, started_s - began_s)
         return 1
+
+    async def _empty(
+        self, worker: WorkerState, alive: Sequence[WorkerState], waiting: Waiting
+    ) -> int:
+        """Have a draining worker give up its models; what it has begun ends there."""
+        started_s = self._clock.mono_s()
+        held = await self._store.placements.of_worker(worker.worker_id)
+        tried = self._let_go_s.setdefault(worker.worker_id, {})
+        # What storage does not take is tried again, but not all the time.
+        due = [m for m in held if started_s - tried.get(m.model_id, -math.inf) >= _LET_GO_AGAIN_S]
+        moves = plan_moves(waiting, worker, _of_base_model(alive, worker), due)
+        await self._end_wishes(worker, moves)
+        tried |= {model.model_id: started_s for model in moves.let_go}
+        nothing = Waiting([], [])
+        budget, credits = cycle_budget(worker, self._settings), self.credits(worker.worker_id)
+        plan = plan_cycle(
+            nothing, worker.worker_id, frozenset({worker.worker_id}), budget, credits, {}, moves
+        )
+        return 0 if plan.is_empty else int(await self._dispatch(worker, plan, started_s))
+
+    async def _end_wishes(self, worker: WorkerState, moves: Moves) -> None:
+        for each, note in moves.over:
+            await self._store.placements.end_wish(
+                worker.base_model, each.model.model_id, each.wish, note
+            )
 
     def _company_s(
         self, waiting: Waiting, last: LastCycle | None, budget: Budget, began_s: float
@@ -230,6 +267,7 @@ class Scheduler:
             models,
             plan.planned_samples,
             self._clock.now_ms(),
+            plan.let_go,
         )
         outcome = await self._store.cycles.dispatch(
             self._token, cycle, plan.assignments, plan.samples
@@ -253,9 +291,14 @@ class Scheduler:
             num_operations=sum(len(model.operations) for model in models),
             num_tokens=plan.num_tokens,
             num_samples=len(plan.samples),
+            num_let_go=len(plan.let_go),
             plan_s=round(self._clock.mono_s() - started_s, 6),
         )
         return True
+
+
+def _of_base_model(workers: Sequence[WorkerState], like: WorkerState) -> list[WorkerState]:
+    return [each for each in workers if each.base_model == like.base_model]
 
 
 def cycle_budget(worker: WorkerState, settings: SchedulerSettings) -> Budget:
@@ -277,7 +320,7 @@ def coalesce_s(waiting: Waiting, budget: Budget, now_ms: int, coalesce_ms: float
         return 0.0
     submitted = [o.submitted_at_ms for model in waiting.models for o in model.operations]
     submitted += [sample.operation.submitted_at_ms for sample in waiting.samples]
-    waited_ms = now_ms - min(submitted)
+    waited_ms = now_ms - min(submitted, default=0)
     return max(0.0, min(coalesce_ms, coalesce_ms - waited_ms)) / 1000
 
 

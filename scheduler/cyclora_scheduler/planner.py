@@ -12,7 +12,7 @@ the optim_step behind it share a cycle, and the next forward_backward waits for 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cyclora_core.blocks import block_tokens, split_into_blocks
 from cyclora_core.types import (
@@ -24,6 +24,7 @@ from cyclora_core.types import (
 )
 from cyclora_core.waiting import Assignment, Waiting, WaitingModel, WaitingSample
 from cyclora_scheduler.fairness import take_fairly, take_room
+from cyclora_scheduler.placing import Moves
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +64,12 @@ class Plan:
     credits: Credits
     num_tokens: int
     """Tokens through passes; samples not counted."""
+    let_go: Sequence[PlannedModel] = ()
+    """Models that the worker brings to storage and gives up."""
 
     @property
     def is_empty(self) -> bool:
-        return not self.assignments and not self.samples
+        return not self.assignments and not self.samples and not self.let_go
 
     @property
     def planned_samples(self) -> list[PlannedSample]:
@@ -113,16 +116,26 @@ def plan_cycle(
     budget: Budget,
     credits: Credits,
     weights: Mapping[str, float],
+    moves: Moves | None = None,
 ) -> Plan:
     """Choose what a free worker does next.
 
-    A model whose worker is alive stays with it; one without a living worker goes to this one,
-    with the next epoch. A sample whose weights only a living worker has waits for that one.
+    A model whose worker is alive stays with it; one without a living worker goes where ``moves``
+    says, with the next epoch, and to this one without them. A sample whose weights only a living
+    worker has waits for that one.
     """
+
+    def is_here(model_id: str, holder: str | None) -> bool:
+        if moves is not None and model_id in moves.stays_away:
+            return False
+        if holder in alive_worker_ids:
+            return holder == worker_id
+        return moves is None or moves.homes.get(model_id) == worker_id
+
     runs = [
         _head(model, worker_id)
         for model in waiting.models
-        if model.worker_id in (None, worker_id) or model.worker_id not in alive_worker_ids
+        if is_here(model.model_id, model.worker_id)
     ]
     # Oldest work first within a tenant; the name breaks ties so that a plan is reproducible.
     runs.sort(key=lambda r: (r.model.operations[0].submitted_at_ms, r.model.model_id))
@@ -141,6 +154,8 @@ def plan_cycle(
     assignments = [
         assignment for run in runs if (assignment := _assignment(run, stops, worker_id)) is not None
     ]
+    if moves is not None:
+        assignments = _with_loads(assignments, moves, worker_id)
     # Weights that are not in storage yet are with one worker; if that dies, any makes them again.
     here = [
         sample
@@ -153,7 +168,26 @@ def plan_cycle(
         samples,
         Credits(shares.credits, sample_credits),
         sum(unit.cost for unit in taken),
+        [
+            PlannedModel(model.model_id, model.tenant_id, model.epoch, [])
+            for model in (moves.let_go if moves is not None else ())
+        ],
     )
+
+
+def _with_loads(
+    assignments: Sequence[Assignment], moves: Moves, worker_id: str
+) -> list[Assignment]:
+    """Also those models that come without an operation, and which wishes all of them fulfil."""
+    found = [replace(each, wish=moves.wish_of(each.planned.model_id)) for each in assignments]
+    planned = {each.planned.model_id for each in found}
+    for each in moves.loads:
+        model = each.model
+        if model.model_id not in planned:
+            epoch = model.epoch if model.worker_id == worker_id else model.epoch + 1
+            empty = PlannedModel(model.model_id, model.tenant_id, epoch, [])
+            found.append(Assignment(empty, model.worker_id, model.epoch, each.wish))
+    return found
 
 
 def _head(model: WaitingModel, worker_id: str) -> _Run:

@@ -73,8 +73,9 @@ class Harness:
         max_adapter_bytes: int = 2**40,
         max_host_adapter_bytes: int = 2**30,
         metrics: WorkerMetrics | None = None,
+        name: str = "worker",
     ) -> Worker:
-        """A new process of the one worker: an earlier one counts as dead from now on."""
+        """A new process of a worker: an earlier one of its name counts as dead from now on."""
         base = self.base_model
         engine = Engine(
             base,
@@ -92,7 +93,7 @@ class Harness:
             engine,
             info,
             worker_id=f"worker-{len(self.workers)}",
-            worker_name="worker",
+            worker_name=name,
             lease_s=30.0,
             max_replay_s=max_replay_s,
             max_adapter_bytes=max_adapter_bytes,
@@ -191,6 +192,14 @@ class Harness:
         while num_cycles:
             num_cycles = await self.scheduler.run_until_idle()
             await self.workers[-1].run_until_idle()
+
+    async def run_all_until_idle(self) -> None:
+        """The same with all workers, which must all live."""
+        num_cycles = 1
+        while num_cycles:
+            num_cycles = await self.scheduler.run_until_idle()
+            for worker in self.workers:
+                await worker.run_until_idle()
 
     async def future(self, request_id: str) -> Future:
         future = await self.store.futures.get(request_id)

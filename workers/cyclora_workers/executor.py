@@ -119,6 +119,8 @@ class Executor:
             await self._run_steps(run, run.after)
         with phases.of(Phase.SNAPSHOTS):
             self._handover.write()
+            for planned in cycle.let_go:
+                await self._let_go(cycle.base_model, planned)
             await self._keeper.cycle_ended()
         num_tokens = sum(_num_tokens(each) for run in runs for each in run.passes)
         self._metrics.cycle_ended(phases, num_tokens)
@@ -145,10 +147,25 @@ class Executor:
             num_operations=ended.num_operations,
             num_tokens=num_tokens,
             num_samples=ended.num_samples,
+            num_let_go=len(cycle.let_go),
             duration_s=round(phases.total_s, 6),
             **{f"{phase}_s": round(spent_s, 6) for phase, spent_s in phases.seconds.items()},
         )
         return ended
+
+    async def _let_go(self, base_model: str, planned: PlannedModel) -> None:
+        """Bring a model to storage, so that any worker may go on with it."""
+        model_id, note = planned.model_id, ""
+        try:
+            await self._keeper.put_away(model_id)
+        except OSError as error:
+            _log.warning("model not let go", model_id=model_id, reason=str(error))
+            note = "storage did not take its state"
+        placements = self._store.placements
+        is_ours = await placements.let_go(
+            base_model, model_id, self._worker_id, planned.epoch, note
+        )
+        _log.info("model let go", model_id=model_id, is_ours=is_ours, is_kept=bool(note))
 
     async def _prepare(self, planned: PlannedModel, cycle: Cycle) -> _Run | None:
         record = await self._keeper.ensure(planned)

@@ -48,6 +48,10 @@ class HostStates:
     def num_states(self) -> int:
         return len(self._states)
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each state that is here."""
+        return {model_id: _size(state) for model_id, (_, state) in self._states.items()}
+
     def put(self, model_id: str, seq_id: int, epoch: int, state: State) -> None:
         """Keep a state that equals a snapshot, if it fits at all."""
         self._states.pop(model_id, None)

@@ -13,6 +13,7 @@ import structlog
 
 from cyclora_core.clock import Clock, SystemClock
 from cyclora_core.errors import FencedOut
+from cyclora_core.placement import Held
 from cyclora_core.storage import Storage
 from cyclora_core.store import Store
 from cyclora_core.types import BaseModelInfo, Cycle
@@ -106,6 +107,7 @@ class Worker:
         )
         self._cycles: asyncio.Queue[Cycle] = asyncio.Queue()
         self._last_cycle_id = 0
+        self._shown: dict[str, Held] = {}
         self._is_draining = False
 
     async def _in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -206,6 +208,7 @@ class Worker:
 
     async def _execute(self, cycle: Cycle) -> None:
         ended = await self._executor.execute(cycle)
+        await self._show_places()
         stats = await self._stats()
         releasing = self._store.workers.release(self._worker_id, cycle.cycle_id, stats, ended)
         if self._engine.sampler.is_idle:
@@ -217,6 +220,15 @@ class Worker:
             tasks.create_task(releasing)
             decoding = tasks.create_task(self._next_tokens())
         await self._deliver(decoding.result())
+
+    async def _show_places(self) -> None:
+        """Let administrators see which models came into memory, or left it."""
+        places = await self._in_thread(self._keeper.places)
+        gone: dict[str, Held | None] = dict.fromkeys(self._shown.keys() - places.keys())
+        changed = {key: held for key, held in places.items() if self._shown.get(key) != held}
+        if gone or changed:
+            await self._store.placements.show(self._worker_id, gone | changed)
+        self._shown = places
 
     async def _decode(self) -> None:
         await self._deliver(await self._next_tokens())
@@ -242,6 +254,8 @@ class Worker:
             round(self._engine.tokens_per_s, 1),
             max(0, self._engine.sampler.room_tokens),
             self._engine.sampler.max_kv_tokens,
+            self._keeper.free_bytes,
+            self._keeper.max_bytes,
             self._is_draining,
         )
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import structlog
 from torch import Tensor
 
+from cyclora_core.placement import Held, Place
 from cyclora_core.storage import Storage
 from cyclora_core.store import Store
 from cyclora_core.types import ModelRecord, PlannedModel
@@ -272,6 +273,48 @@ class ModelKeeper:
 
             state = await self._in_thread(in_host_memory)
             self.host.put(model_id, held.snapshot_seq_id, held.snapshot_epoch, state)
+
+    async def put_away(self, model_id: str) -> None:
+        """Have storage hold all that is in memory of a model, and drop it here.
+
+        Also the weights that it handed over: another worker may be asked for them next.
+
+        Raises:
+            OSError: storage does not take it; it stays in memory.
+        """
+        await self._handover.written(model_id)
+        held = self._held.get(model_id)
+        if held is not None and self._engine.has(model_id) and not held.is_over:
+            # Part of a pass that no operation has settled is run again where the model goes.
+            self._engine.undo_parts_of(model_id)
+            await self._cover(model_id, held)
+            if not held.is_covered and not held.is_over:
+                raise OSError("its snapshot could not be written")
+        self.forget(model_id)
+
+    @property
+    def free_bytes(self) -> int:
+        """Of the memory for states; below 0 while a cycle uses more than is kept after it."""
+        used_bytes = sum(self._engine.num_bytes(model_id) for model_id in self._held)
+        return self._max_adapter_bytes - used_bytes
+
+    @property
+    def max_bytes(self) -> int:
+        """Of the memory for states."""
+        return self._max_adapter_bytes
+
+    def places(self) -> dict[str, Held]:
+        """Where the states are that this worker has in memory, and what they take."""
+        in_host = {
+            model_id: Held(Place.HOST, num_bytes)
+            for model_id, num_bytes in self._host.sizes().items()
+        }
+        on_device = {
+            model_id: Held(Place.DEVICE, self._engine.num_bytes(model_id))
+            for model_id, held in self._held.items()
+            if self._engine.has(model_id) and not held.is_over
+        }
+        return in_host | on_device
 
     async def snapshot_all(self) -> None:
         """Have storage hold every state in memory, so that the next worker replays nothing."""

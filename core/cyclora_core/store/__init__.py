@@ -18,6 +18,7 @@ from cyclora_core.store.memory import Memory
 from cyclora_core.store.metering import Metering
 from cyclora_core.store.models import Models
 from cyclora_core.store.operations import Operations
+from cyclora_core.store.placements import Placements
 from cyclora_core.store.queues import Queues
 from cyclora_core.store.quotas import Quotas
 from cyclora_core.store.runs import Runs
@@ -56,6 +57,7 @@ class Store:
         self.base_models = BaseModels(connection)
         self.workers = Workers(connection)
         self.cycles = Cycles(connection)
+        self.placements = Placements(connection)
         self.traces = Traces(connection)
         self.gaps = Gaps(connection)
         self.queues = Queues(connection, self.base_models, self.cancellations)

@@ -15,6 +15,7 @@ from cyclora_core.operations import OperationKind
 from cyclora_core.store.connection import Connection, text
 from cyclora_core.store.futures import FUTURE_TTL_MS
 from cyclora_core.store.handovers import Handovers
+from cyclora_core.store.placements import Placements
 from cyclora_core.store.quotas import Quotas
 from cyclora_core.store.workers import Workers
 from cyclora_core.types import Cycle, PendingOperation
@@ -50,6 +51,7 @@ class Cycles:
         self._workers = Workers(connection)
         self._handovers = Handovers(connection)
         self._quotas = Quotas(connection)
+        self._placements = Placements(connection)
 
     async def lead(self, token: str, lease_s: float, replaces: str = "") -> bool:
         """Become or remain the leader; one whose token begins with ``replaces`` counts as dead."""
@@ -83,8 +85,12 @@ class Cycles:
                     status.info["tokens_per_s"],
                     status.info["free_sample_tokens"],
                     status.info["max_sample_tokens"],
+                    status.info.get("free_adapter_bytes", 0),
+                    status.info.get("max_adapter_bytes", 0),
                     status.info["is_draining"],
                 ),
+                status.is_draining,
+                status.num_models,
             )
             for status in await self._workers.list()
         ]
@@ -104,7 +110,9 @@ class Cycles:
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.smembers(keys.ready_models(base_model))
             pipe.smembers(keys.sample_tenants(base_model))
-            ready, tenants = await pipe.execute()
+            pipe.smembers(keys.placements(base_model))
+            ready, tenants, wished = await pipe.execute()
+        wishes = await self._placements.wishes(row.decode() for row in wished)
         model_ids = sorted(row.decode() for row in ready)
         samples = await self._gather_samples(
             base_model, sorted(row.decode() for row in tenants), max_samples
@@ -112,7 +120,8 @@ class Cycles:
         models = await self._gather_models(model_ids, max_operations)
         tenant_ids = {model.tenant_id for model in models}
         tenant_ids |= {sample.operation.tenant_id for sample in samples}
-        return Waiting(models, samples, await self._quotas.allowances(sorted(tenant_ids)))
+        allowances = await self._quotas.allowances(sorted(tenant_ids))
+        return Waiting(models, samples, allowances, wishes)
 
     async def _gather_models(
         self, model_ids: Sequence[str], max_operations: int
@@ -170,17 +179,20 @@ class Cycles:
         starting: dict[str, list[str]] = {}
         for assignment in assignments:
             planned = assignment.planned
-            last = planned.operations[-1]
-            part = last.datum_range
+            last = planned.operations[-1] if planned.operations else None
+            part = last.datum_range if last else None
             passes = [each.request_id for each in planned.operations if each.kind.is_pass]
             starting.setdefault(planned.tenant_id, []).extend(passes)
-            models.append(keys.model(planned.model_id))
+            held_by = keys.worker_models(assignment.expected_worker_id or cycle.worker_id)
+            models += [keys.model(planned.model_id), held_by]
             args += [
                 assignment.expected_worker_id or "",
                 assignment.expected_epoch,
                 planned.epoch,
-                last.seq_id if part else -1,
+                last.seq_id if last and part else -1,
                 part.stop if part else 0,
+                planned.model_id,
+                str(assignment.wish or ""),
             ]
         futures: list[str] = []
         for sample in samples:
@@ -204,6 +216,8 @@ class Cycles:
                 keys.worker_samples(cycle.worker_id),
                 keys.sample_tenants(cycle.base_model),
                 keys.tenants(),
+                keys.worker_models(cycle.worker_id),
+                keys.placements(cycle.base_model),
                 *models,
                 *futures,
                 *charges,
@@ -297,6 +311,7 @@ class Cycles:
                 keys.worker_samples(worker_id),
                 keys.wake(),
                 keys.worker_cancelled(worker_id),
+                keys.worker_models(worker_id),
                 *sample_keys,
             ],
             args,

@@ -177,6 +177,12 @@ class Keys:
     def worker_samples(self, worker_id: str) -> str:
         return f"{self.prefix}:worker:{worker_id}:samples"
 
+    def worker_models(self, worker_id: str) -> str:
+        return f"{self.prefix}:worker:{worker_id}:models"
+
+    def placements(self, base_model: str) -> str:
+        return f"{self.prefix}:placements:{base_model}"
+
     def worker_cancelled(self, worker_id: str) -> str:
         return f"{self.prefix}:worker:{worker_id}:cancelled"
 

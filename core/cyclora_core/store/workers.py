@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cyclora_core import codec
+from cyclora_core.errors import NotFound
 from cyclora_core.peft import ModuleGroup, TargetModule
 from cyclora_core.records import WorkerStatus
+from cyclora_core.store.audit import Audit
 from cyclora_core.store.connection import Connection, as_dict
 from cyclora_core.types import BaseModelInfo, Cycle, EndedCycle
 from cyclora_core.waiting import WorkerStats
@@ -66,6 +68,7 @@ class Workers:
         self._redis = connection.client
         self._keys = connection.keys
         self._clock = connection.clock
+        self._audit = Audit(connection)
 
     async def register(
         self,
@@ -186,18 +189,54 @@ class Workers:
             for worker_id in ids:
                 pipe.hgetall(self._keys.worker(worker_id))
                 pipe.exists(self._keys.worker_lease(worker_id))
+                pipe.hlen(self._keys.worker_models(worker_id))
+                pipe.hlen(self._keys.worker_samples(worker_id))
             rows = await pipe.execute()
-        found = zip(ids, rows[::2], rows[1::2], strict=True)
-        return [_status(worker_id, as_dict(row), bool(n)) for worker_id, row, n in found if row]
+        return [
+            _status(worker_id, as_dict(fields), *counts)
+            for worker_id, fields, *counts in zip(ids, *(rows[i::4] for i in range(4)), strict=True)
+            if fields
+        ]
+
+    async def set_draining(
+        self, worker_id: str, is_draining: bool, *, tenant_id: str, by: str = ""
+    ) -> None:
+        """Have a worker give up all that it has and take nothing new, or take that back.
+
+        ``by`` is the key_id of who asked, and ``tenant_id`` whose audit log notes it. A process
+        that is started anew is another worker, and serves.
+
+        Raises:
+            NotFound: there is no such living worker.
+        """
+        event = "worker_drain" if is_draining else "worker_resume"
+        entry = self._audit.entry(event, {"worker_id": worker_id, "key_id": by or None})
+        reply = await self._connection.run(
+            "set_draining",
+            [
+                self._keys.worker(worker_id),
+                self._keys.worker_lease(worker_id),
+                self._keys.wake(),
+                self._keys.audit(tenant_id),
+            ],
+            ["1" if is_draining else "", *self._audit.script_args(entry)],
+        )
+        if reply == b"unknown":
+            raise NotFound(f"worker {worker_id[:100]!r} does not exist, or has ended")
 
 
-def _status(worker_id: str, fields: Mapping[str, str], is_alive: bool) -> WorkerStatus:
+def _status(
+    worker_id: str, fields: Mapping[str, str], is_alive: int, num_models: int, num_samples: int
+) -> WorkerStatus:
     stats: dict[str, Any] = json.loads(fields["stats"])
     return WorkerStatus(
         worker_id=worker_id,
         base_model=fields["base_model"],
         registered_at_ms=int(fields["registered_at_ms"]),
-        is_alive=is_alive,
+        is_alive=bool(is_alive),
         cycle_id=int(fields["cycle_id"]) if fields["cycle_id"] else None,
+        is_draining=fields.get("is_draining") == "1",
+        num_models=num_models,
+        num_samples=num_samples,
         info={"name": fields["name"], **stats},
     )
