@@ -105,11 +105,11 @@ def test_a_model_waits_while_all_workers_are_draining() -> None:
 def test_a_move_begins_where_the_model_is_and_ends_where_it_is_wanted() -> None:
     workers = [worker("a"), worker("b")]
     move = wish("m", Action.MOVE, "a", "b")
-    waiting = Waiting([model("m", "a")], [], [move])
+    waiting = Waiting([model("m", "a")], [], wishes=[move])
 
     at_a = plan(plan_moves(waiting, workers[0], workers), waiting.models, "a", "ab")
     at_b = plan(plan_moves(waiting, workers[1], workers), waiting.models, "b", "ab")
-    let_go = Waiting([model("m")], [], [wish("m", Action.MOVE, None, "b")])
+    let_go = Waiting([model("m")], [], wishes=[wish("m", Action.MOVE, None, "b")])
     then_a = plan(plan_moves(let_go, workers[0], workers), let_go.models, "a", "ab")
     then_b = plan(plan_moves(let_go, workers[1], workers), let_go.models, "b", "ab")
 
@@ -123,7 +123,7 @@ def test_a_move_begins_where_the_model_is_and_ends_where_it_is_wanted() -> None:
 
 def test_a_model_without_operations_comes_because_it_is_wished() -> None:
     workers = [worker("a"), worker("b", num_models=3)]
-    waiting = Waiting([], [], [wish("m", Action.LOAD, None)])
+    waiting = Waiting([], [], wishes=[wish("m", Action.LOAD, None)])
 
     at_a = plan(plan_moves(waiting, workers[0], workers), [], "a", "ab")
     at_b = plan(plan_moves(waiting, workers[1], workers), [], "b", "ab")
@@ -135,7 +135,7 @@ def test_a_model_without_operations_comes_because_it_is_wished() -> None:
 
 def test_a_model_is_loaded_by_the_worker_that_has_it_however_much_that_has() -> None:
     workers = [worker("a"), worker("b", num_models=300)]
-    waiting = Waiting([], [], [wish("m", Action.LOAD, "b")])
+    waiting = Waiting([], [], wishes=[wish("m", Action.LOAD, "b")])
 
     assert plan(plan_moves(waiting, workers[0], workers), [], "a", "ab").is_empty
     (loaded,) = plan(plan_moves(waiting, workers[1], workers), [], "b", "ab").assignments
@@ -149,7 +149,9 @@ def test_wishes_that_cannot_be_or_need_not_be_are_over() -> None:
     in_storage = wish("m3", Action.UNLOAD, None)
     ended = WaitingWish(HeldModel("m4", "t", "a", 3), Wish(Action.LOAD), has_ended=True)
 
-    moves = plan_moves(Waiting([], [], [gone, draining, in_storage, ended]), workers[0], workers)
+    moves = plan_moves(
+        Waiting([], [], wishes=[gone, draining, in_storage, ended]), workers[0], workers
+    )
 
     assert [(each.model.model_id, note) for each, note in moves.over] == [
         ("m1", "worker dead has ended"),
