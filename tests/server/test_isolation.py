@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -39,6 +41,7 @@ from server.doubles.store import StoreDouble
 from server.routes.test_custom_losses import upload
 from server.routes.test_sampling import sdk_sample
 from server.routes.test_training import CREATE, PROTOBUF, STEP, pass_bytes
+from server.walk import methods_and_paths
 
 UNKNOWN = "00000000-0000-4000-8000-00000000dead"
 STRANGERS_OWN = "00000000-0000-4000-8000-000000000002"
@@ -225,10 +228,10 @@ def theirs(store: StoreDouble, storage: StorageDouble, tmp_path: Path) -> None:
     store.sessions.records[STRANGERS_OWN] = Session(STRANGERS_OWN, STRANGER, 1000, 1000)
     store.models.records[MODEL] = model_record()
     file = tmp_path / "adapter_model.safetensors"
-    file.write_bytes(b"weights")
+    file.write_bytes(b"weights_of_a")
     for kind in CheckpointKind:
         record = store.checkpoints.put(checkpoint(kind=kind, revision="7"))
-        storage.files[f"{record.path} 7"] = [StoredFile(file, 7)]
+        storage.files[f"{record.path} 7"] = [StoredFile(file, 12)]
     store.futures.records = {each: pending(each) for each in (f"{MODEL}:1", f"{SAMPLER}:7")}
 
 
@@ -293,3 +296,87 @@ async def test_a_list_narrowed_to_what_is_another_tenants_is_the_list_of_nothing
     assert known[0] == 200
     assert known == await answered(client, about(ask, unknown))
     assert MODEL not in known[1]
+
+
+IN_PATHS = {
+    "run": MODEL,
+    "session_id": SESSION,
+    "sampling_session_id": SAMPLER,
+    "kind": "weights",
+    "name": "final",
+    "name:path": PATH,
+    "right": "owned",
+    "revision": "7",
+    "file": "adapter_model.safetensors",
+    "base_model:path": BASE.name,
+    "tenant_id": TENANT,
+    "key_id": "key-a",
+}
+IN_QUERIES = f"project_id={SESSION}&session_id={SESSION}&tenant_id={TENANT}"
+IN_BODIES: dict[str, Any] = {
+    **dict.fromkeys(("session_id", "project_id", "destination_project_id"), SESSION),
+    **dict.fromkeys(("path", "source_path", "tinker_path", "model_path", "model"), PATH),
+    "model_id": MODEL,
+    "sampling_session_id": SAMPLER,
+    "request_id": f"{MODEL}:1",
+    "loss_id": loss_id(SESSION, 0),
+    "target": {"sampling_session_id": SAMPLER},
+    "retrieved_request_ids": [f"{MODEL}:1", f"{SAMPLER}:7"],
+    "cursor": {"last_created_at": "2030-01-01T00:00:00Z", "last_session_id": SESSION},
+    "seq_id": 1,
+    "adam_params": {"learning_rate": 0.5},
+    "ttl_seconds": 7200,
+    "prompt": "a",
+    "messages": [{"role": "user", "content": "a"}],
+}
+"""Whatever any route reads from a path, a query or a body: something of tenant A in each place."""
+
+
+def of_own_session(text: str) -> str:
+    return text.replace(SESSION, STRANGERS_OWN)
+
+
+def far_away(text: str) -> str:
+    return of_own_session(text).replace(":train:0", ":train:999")
+
+
+GUESSES: dict[str, Callable[[str], str]] = {
+    "another tenant's": str,
+    "own session, another number": of_own_session,
+    "own session, far away": far_away,
+}
+
+
+def everywhere(method: str, path: str, change: Callable[[str], str]) -> httpx.Request:
+    filled = re.sub(r"{([^}]*)}", lambda match: quote(IN_PATHS[match[1]]), path)
+    content = json.dumps(IN_BODIES).encode()
+    url = f"http://server{change(filled)}?{change(IN_QUERIES)}"
+    return httpx.Request(method, url, content=change(content.decode()).encode())
+
+
+@pytest.mark.parametrize("guess", GUESSES)
+async def test_no_route_tells_what_is_there_from_what_is_not(
+    app: FastAPI, client: httpx.AsyncClient, store: StoreDouble, guess: str
+) -> None:
+    """Walks all routes, documented or not: what is new is asked too, without being named here."""
+    client.headers["X-API-Key"] = STRANGER_KEY
+    before = dict(store.checkpoints.records), store.sessions.records[SESSION]
+    asked = 0
+    for method, path in methods_and_paths(app):
+        if path.startswith(("/docs", "/openapi")):
+            continue
+        answers: list[tuple[int, str]] = []
+        for change in (GUESSES[guess], unknown):
+            store.api_keys.change(STRANGER_KEY, revoked_at_ms=None)
+            status, text = await answered(client, everywhere(method, path, change))
+            # New sessions get an id of their own with every request.
+            answers.append((status, re.sub(r"[0-9a-f-]{36}", "ID", text)))
+        asked += 1
+
+        is_own_guess = guess != "another tenant's"
+        assert answers[0][0] < 500
+        assert is_own_guess or answers[0] == answers[1], f"{method} {path}"
+        assert "weights_of_a" not in answers[0][1]
+    assert asked > 60
+    assert (dict(store.checkpoints.records), store.sessions.records[SESSION]) == before
+    assert not any(each.tenant_id == TENANT for each in store.operations.submissions.values())
