@@ -74,9 +74,7 @@ class Served:
         store = await Store.open(redis_url, f"fuzz-{uuid.uuid4().hex[:12]}", clock)
         tenant = await store.tenants.create("fuzz")
         self._tenant_id = tenant.tenant_id
-        self._admin_key, _ = await store.api_keys.create(
-            tenant.tenant_id, "fuzz", frozenset({Scope.ADMIN})
-        )
+        self._admin_key, _ = await store.api_keys.create(tenant.tenant_id, "fuzz", frozenset(Scope))
         own = Settings(poll_hold_s=0.0, min_free_disk_bytes=0, storage_url=str(folder))
         app = create_app(own, store, Storage(folder), clock)
         config = uvicorn.Config(app, port=0, log_config=None, access_log=False)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+from contextlib import aclosing
 from typing import Any
 
 import httpx
@@ -11,7 +13,7 @@ from fastapi import FastAPI
 from starlette.requests import ClientDisconnect
 
 import cyclora_server.inference.sampling as sampling
-from cyclora_core.errors import Unavailable
+from cyclora_core.errors import Unauthorized, Unavailable
 from cyclora_server.auth import Identity
 from cyclora_server.inference import models
 from cyclora_server.inference.prompts import Prompt
@@ -94,3 +96,28 @@ async def test_silence_is_news_of_nothing(
     await news.aclose()
 
     assert (list(first.tokens), first.result) == ([], None)
+
+
+@pytest.mark.parametrize("how", ["whole", "streamed"])
+async def test_a_reply_ends_with_its_key_and_lets_its_samples_go(
+    services: Services, store: StoreDouble, submitted: Submitted, how: str
+) -> None:
+    samples = await submit(services, store, "One")
+    there: Any = Client(is_gone=False)
+
+    async def reply() -> None:
+        if how == "whole":
+            await samples.results(there)
+        else:
+            async with aclosing(samples.news()) as news:
+                await anext(news)
+
+    task = asyncio.create_task(reply())
+    await asyncio.sleep(0)
+    await store.api_keys.revoke("key-a", "key-admin")
+    with pytest.raises(Unauthorized, match="revoked"):
+        async with asyncio.timeout(5):
+            await task
+    await services.background.finish(timeout_s=5)
+
+    assert store.futures.acknowledged == [each.request_id for each in submitted.all]
