@@ -98,6 +98,7 @@ RULES: Mapping[str, Rule] = {
     "GET /api/v1/training_runs/{run}/checkpoints/{kind}/{name}/external_weights_urls": _READ,
     "GET /api/v1/billing/usage/events": Rule((Scope.READ,), is_of_tenant=True),
     "GET /api/v1/billing/usage/checkpoints/current": Rule((Scope.READ,), is_of_tenant=True),
+    "GET /api/v1/usage": Rule((Scope.READ,), is_of_tenant=True),
     "GET /api/v1/audit": Rule((Scope.READ, Scope.ADMIN), is_of_tenant=True),
 }
 """By method and path, for every route that takes a key."""
