@@ -6,8 +6,10 @@ variable they do not know.
 
 from __future__ import annotations
 
+import json
 import textwrap
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +45,18 @@ def env_example() -> str:
     for name, field in fields.items():
         meaning = " ".join((field.description or "").split())
         lines = textwrap.wrap(f"{', '.join(readers[name])}: {meaning}", 97)
-        default = "" if field.default is None else str(field.default)
+        default = "" if field.default is None else _as_text(field.default)
         blocks.append(
             "\n".join([*(f"# {line}" for line in lines), f"#{PREFIX}{name.upper()}={default}"])
         )
     return "\n\n".join(blocks) + "\n"
+
+
+def _as_text(default: Any) -> str:
+    if is_dataclass(default) and not isinstance(default, type):
+        given = {name: value for name, value in asdict(default).items() if value is not None}
+        return json.dumps(given)
+    return str(default)
 
 
 def setting_names() -> str:

@@ -12,6 +12,7 @@ import typer
 
 from cyclora_client import adapters_cli, admin_cli
 from cyclora_client.admin_cli import usage
+from cyclora_client.admin_cli.quotas import own_quotas
 from cyclora_client.tokenizers import TokenizerSource, default_cache, offline_environment
 from cyclora_client.up.display import choose_display
 from cyclora_client.up.errors import UpError
@@ -30,6 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(admin_cli.app, name="admin")
+app.command("quotas")(own_quotas)
 app.add_typer(adapters_cli.app, name="adapters")
 app.command("usage")(usage.usage_of_ours)
 

@@ -13,12 +13,13 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
-from cyclora_core.accounts import ApiKey, AuditEntry, AuditValue, KeyHolder, Scope, Tenant
+from cyclora_core.accounts import ApiKey, AuditEntry, AuditValue, KeyHolder, Quotas, Scope, Tenant
 from cyclora_core.custom_loss import CustomLoss
 from cyclora_core.ids import CheckpointPath
 from cyclora_core.partials import Progress
 from cyclora_core.peft import TargetModule
 from cyclora_core.queues import WaitingOperation
+from cyclora_core.quotas import QuotaUse
 from cyclora_core.records import (
     Checkpoint,
     Completion,
@@ -42,7 +43,7 @@ from cyclora_core.usage import Metered
 class TenantsPort(Protocol):
     """Who works here."""
 
-    async def create(self, name: str, by: str, /) -> Tenant: ...
+    async def create(self, name: str, by: str, quotas: Quotas | None, /) -> Tenant: ...
     async def get(self, tenant_id: str, /) -> Tenant | None: ...
     async def list(self) -> list[Tenant]: ...
     async def update(self, tenant_id: str, by: str, /, **changes: Any) -> Tenant: ...
@@ -257,6 +258,14 @@ class MeteringPort(Protocol):
     ) -> list[Metered]: ...
 
 
+class QuotasPort(Protocol):
+    """What tenants may use, and how much of it they do."""
+
+    async def of(self, tenant_id: str, /) -> Quotas: ...
+    async def use(self, tenant_id: str, /) -> QuotaUse: ...
+    async def rate_pause_s(self, tenant_id: str, request_id: str, /) -> float | None: ...
+
+
 class TracesPort(Protocol):
     """When the operations of a session ran."""
 
@@ -283,6 +292,8 @@ class StorePort(Protocol):
     def audit(self) -> AuditPort: ...
     @property
     def metering(self) -> MeteringPort: ...
+    @property
+    def quotas(self) -> QuotasPort: ...
     @property
     def traces(self) -> TracesPort: ...
     @property

@@ -13,6 +13,7 @@ minutes, so none of these may answer a request that can never succeed.
       Gone               410  a lost promise: samples are submitted anew; ends a heartbeat quietly
       PayloadTooLarge    413  permanent
       InvalidBody        422  permanent; a field is missing or of the wrong type
+    OverBudget           402  the client pauses: it comes back every 5 s, for up to an hour
     Overloaded           429  the client backs off and comes back, for up to five minutes
     TooSlow              408  its body came too slowly; the client sends it again
     Unavailable          503  the client tries again for up to five minutes
@@ -43,6 +44,7 @@ from cyclora_core.errors import (
     Forbidden,
     Gone,
     NotFound,
+    OverBudget,
     Overloaded,
     PayloadTooLarge,
     Unauthorized,
@@ -75,6 +77,7 @@ _STATUS: tuple[tuple[type[CycloraError], int], ...] = (
     (PayloadTooLarge, 413),
     (InvalidBody, 422),
     (UserError, 400),
+    (OverBudget, 402),
     (Overloaded, 429),
     (TooSlow, 408),
     (Unavailable, 503),

@@ -96,6 +96,7 @@ RULES: Mapping[str, Rule] = {
     "DELETE /api/v1/training_runs/{run}/checkpoints/{kind}/{name}/publish": _TRAIN,
     "GET /api/v1/training_runs/{run}/checkpoints/{kind}/{name}/archive": _READ,
     "GET /api/v1/training_runs/{run}/checkpoints/{kind}/{name}/external_weights_urls": _READ,
+    "GET /api/v1/quotas": _CLIENT,
     "GET /api/v1/billing/usage/events": Rule((Scope.READ,), is_of_tenant=True),
     "GET /api/v1/billing/usage/checkpoints/current": Rule((Scope.READ,), is_of_tenant=True),
     "GET /api/v1/usage": Rule((Scope.READ,), is_of_tenant=True),

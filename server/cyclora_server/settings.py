@@ -7,6 +7,8 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from cyclora_core.accounts import Quotas
+
 _MIB = 1024 * 1024
 
 
@@ -177,6 +179,13 @@ class Settings(BaseSettings):
     """Whether clients are told to compress forward and backward requests.
 
     Saves bandwidth to remote clients and costs processor time on both sides.
+    """
+
+    new_tenant_quotas: Quotas = Quotas()
+    """Quotas of a tenant when it is created, a JSON object such as ``{"max_rank": 32}``; what is
+    not in it is without bound.
+
+    Tenants that exist are not touched, whatever it says.
     """
 
     shutdown_grace_s: int = Field(default=10, ge=1)

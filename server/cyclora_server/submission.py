@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from cyclora_core import ids, payload
-from cyclora_core.errors import Gone, Overloaded, UserError
+from cyclora_core.errors import Gone, Overloaded, OverQuota, UserError
 from cyclora_core.logs import name_in_log
 from cyclora_core.operations import Body, OperationKind
 from cyclora_core.records import (
@@ -49,6 +49,7 @@ class Draft:
     datum_tokens: Sequence[int] = ()
     weights_path: str | None = None
     shared_tokens: Sequence[int] = ()
+    num_samples: int = 0
 
     @classmethod
     def of(
@@ -58,9 +59,11 @@ class Draft:
         datum_tokens: Sequence[int] = (),
         shared_tokens: Sequence[int] = (),
     ) -> Draft:
-        weights_path = body.weights_path if isinstance(body, SampleBody) else None
         encoded = payload.encode(body.to_payload())
-        return cls(encoded, num_tokens, datum_tokens, weights_path, shared_tokens)
+        if isinstance(body, SampleBody):
+            path, num_samples = body.weights_path, body.num_samples
+            return cls(encoded, num_tokens, weights_path=path, num_samples=num_samples)
+        return cls(encoded, num_tokens, datum_tokens, shared_tokens=shared_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,7 @@ class Target:
             error=error,
             new_model=new_model,
             sent=self.sent,
+            num_samples=draft.num_samples,
             weights_path=draft.weights_path,
             key_id=self.key_id,
             project_id=self.project_id,
@@ -156,8 +160,9 @@ async def submit(services: Services, submission: Submission) -> Json:
     """Hand an operation to the store and return its promise.
 
     Raises:
-        Overloaded: there is no room for new work.
-        UserError: the seq_id was used before with another body.
+        Overloaded: there is no room for new work, or the tenant has too much queued.
+        OverBudget: the tenant's tokens of the day or month are used up.
+        UserError: the seq_id was used before with another body, or a quota allows no such model.
         Gone: the seq_id was used before and its future is no longer kept, or the session that
             the model would belong to has ended.
     """
@@ -194,6 +199,8 @@ async def _store(services: Services, submission: Submission) -> SubmitOutcome:
     try:
         with services.capacity.admitted(len(submission.body)):
             return await operations.submit(submission)
+    except OverQuota:
+        raise
     except Overloaded:
         if not await services.store.gaps.is_awaited(submission.owner_id, submission.seq_id):
             raise

@@ -112,7 +112,7 @@ class World:
             self.create: 2,
             self.look: 8,
             self.settle: 12,
-            self.die: 1,
+            self.die: 2,
             self.wait: 3,
         }
         [action] = self.rng.choices(list(actions), list(actions.values()))

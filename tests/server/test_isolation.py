@@ -198,6 +198,7 @@ OF_NOBODY = {
     "GET /api/v1/tokenizers/{base_model}",
     "GET /api/v1/audit",
     "GET /api/v1/billing/usage/events",
+    "GET /api/v1/quotas",
     "GET /v1/models",
 }
 """Routes that take no id of anything that a tenant owns."""

@@ -45,7 +45,8 @@ class CheckpointSteps:
         same effect as once.
 
         Raises:
-            UserError: another save made a checkpoint of this path, and ``overwrite`` is off.
+            UserError: another save made a checkpoint of this path, and ``overwrite`` is off; or its
+                tenant would have more stored than it may have.
             ServerError: this worker was declared dead, and its successor has saved the path since.
         """
         path = CheckpointPath.parse(body.path)
@@ -66,7 +67,12 @@ class CheckpointSteps:
         )
         # One that this very save recorded before it was cut off may have been published since.
         if existing is None or is_other:
-            await self._record(model, operation, body, num_bytes)
+            try:
+                await self._record(model, operation, body, num_bytes)
+            except UserError:
+                # Beyond a quota of its tenant: what was written belongs to nobody.
+                await self._in_thread(self._storage.delete_revision, path, revision)
+                raise
         await self._in_thread(self._storage.delete_other_revisions, path, revision)
         return SaveWeightsResult(path=body.path, num_bytes=num_bytes)
 

@@ -8,6 +8,7 @@ from cyclora_client.admin.cycles import CycleRow
 from cyclora_client.admin.fleet import Worker
 from cyclora_client.admin.keys import ApiKey, NewKey
 from cyclora_client.admin.queue import QueueLength, WaitingOperation
+from cyclora_client.admin.quotas import TenantQuotas
 from cyclora_client.admin.tenants import Project, Tenant
 from cyclora_client.admin.usage import UsageRow
 
@@ -20,6 +21,7 @@ __all__ = [
     "Project",
     "QueueLength",
     "Tenant",
+    "TenantQuotas",
     "UsageRow",
     "WaitingOperation",
     "Worker",

@@ -13,6 +13,7 @@ from cyclora_client.admin.fleet import BaseModels, Workers
 from cyclora_client.admin.http import AdminHttp
 from cyclora_client.admin.keys import ApiKeys
 from cyclora_client.admin.queue import Queue
+from cyclora_client.admin.quotas import TenantsQuotas
 from cyclora_client.admin.tenants import Tenants
 from cyclora_client.admin.usage import Usage
 
@@ -37,6 +38,7 @@ class AdminClient:
         self.base_models = BaseModels(self._http)
         self.usage = Usage(self._http)
         self.queue = Queue(self._http)
+        self.quotas = TenantsQuotas(self._http)
         self.cycles = CycleRows(self._http)
 
     def __enter__(self) -> Self:

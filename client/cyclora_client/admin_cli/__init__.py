@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from cyclora_client.admin_cli import keys, queue, tenants, usage, workers
+from cyclora_client.admin_cli import keys, queue, quotas, tenants, usage, workers
 from cyclora_client.admin_cli.audit import audit
 from cyclora_client.admin_cli.bootstrap import bootstrap
 
@@ -13,6 +13,7 @@ app.add_typer(tenants.app, name="tenants")
 app.add_typer(keys.app, name="keys")
 app.add_typer(workers.app, name="workers")
 app.add_typer(queue.app, name="queue")
+app.add_typer(quotas.app, name="quotas")
 app.command("cycles")(queue.list_cycles)
 app.command("usage")(usage.usage_of_tenants)
 app.command()(audit)

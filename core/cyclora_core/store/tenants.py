@@ -31,9 +31,10 @@ class Tenants:
         self._clock = connection.clock
         self._audit = Audit(connection)
 
-    async def create(self, name: str, by: str = "") -> Tenant:
+    async def create(self, name: str, by: str = "", quotas: Quotas | None = None) -> Tenant:
         """A new tenant; ``by`` is the key_id of who asked, if it was a client."""
-        tenant = Tenant(credentials.new_id("tenant"), name, self._clock.now_ms())
+        tenant_id, now_ms = credentials.new_id("tenant"), self._clock.now_ms()
+        tenant = Tenant(tenant_id, name, now_ms, quotas=quotas or Quotas())
         details = {"tenant_id": tenant.tenant_id, "name": name, "key_id": by or None}
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.hset(self._keys.tenants(), tenant.tenant_id, codec.dump(tenant))

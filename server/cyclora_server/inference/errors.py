@@ -17,8 +17,18 @@ from cyclora_server.services import Json
 
 # Their clients know one permanent error of a request; the form of its body is part of it.
 _STATUS = {410: 400, 422: 400}
-_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-_CODES = {401: "invalid_api_key", 413: "request_too_large", 429: "rate_limit_exceeded"}
+_TYPES = {
+    401: "authentication_error",
+    402: "insufficient_quota",
+    403: "permission_error",
+    429: "rate_limit_error",
+}
+_CODES = {
+    401: "invalid_api_key",
+    402: "insufficient_quota",
+    413: "request_too_large",
+    429: "rate_limit_exceeded",
+}
 
 
 class RefusedField(UserError):

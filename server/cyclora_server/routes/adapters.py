@@ -12,6 +12,8 @@ from fastapi import APIRouter, Header, Query, Request
 from cyclora_core import ids
 from cyclora_core.errors import CycloraError, PayloadTooLarge, Unavailable, UserError
 from cyclora_core.ids import CheckpointKind, CheckpointPath
+from cyclora_core.quotas import Excess, Quota
+from cyclora_core.records import Checkpoint
 from cyclora_server import access, projects, validate
 from cyclora_server.auth import IdentityDep, needs_key
 from cyclora_server.intake import TooSlow, in_time
@@ -76,6 +78,11 @@ async def _upload(services: Services, upload: Upload, receiver: Receiver) -> Jso
     run = upload.path.model_id
     if await services.store.models.get(run) is None:
         checkpoint = await receiver.receive()
+        try:
+            await _check_quotas(services, checkpoint)
+        except UserError:
+            await receiver.discard()
+            raise
         uploaded_as = await receiver.digest()
         is_first = await services.store.copies.record(
             checkpoint, uploaded_as, upload.project_id, upload.key_id
@@ -99,6 +106,19 @@ async def _upload(services: Services, upload: Upload, receiver: Receiver) -> Jso
         "train_mlp": model.lora.train_mlp,
         "train_unembed": model.lora.train_unembed,
     }
+
+
+async def _check_quotas(services: Services, checkpoint: Checkpoint) -> None:
+    """Refuse what the tenant may not have; recording it looks at the bytes again."""
+    tenant_id, now_ms = checkpoint.tenant_id, services.clock.now_ms()
+    quotas = await services.store.quotas.of(tenant_id)
+    use = await services.store.quotas.use(tenant_id)
+    limit, rank = quotas.max_rank, checkpoint.lora.lora_rank
+    if limit is not None and rank > limit:
+        raise Excess(Quota.MAX_RANK, limit, 0, rank, now_ms).error()
+    limit, size = quotas.max_stored_bytes, checkpoint.num_bytes
+    if limit is not None and use.stored_bytes + size > limit:
+        raise Excess(Quota.MAX_STORED_BYTES, limit, use.stored_bytes, size, now_ms).error()
 
 
 def _check_headers(request: Request, services: Services) -> None:

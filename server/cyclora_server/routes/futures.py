@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Annotated, Any
 
@@ -130,8 +131,18 @@ def _no_request(request_id: str) -> NotFound:
 
 
 async def _queue_state(services: Services, future: Future) -> tuple[QueueState, str | None]:
-    """What a waiting client is told: mostly nothing, or that nobody serves its base model."""
+    """What a waiting client is told: mostly nothing, or what keeps it waiting.
+
+    That is its tenant's rate, or that nobody serves its base model.
+    """
     store = services.store
+    pause_s = await store.quotas.rate_pause_s(future.tenant_id, future.request_id)
+    if pause_s is not None:
+        per_minute = (await store.quotas.of(future.tenant_id)).tokens_per_minute
+        return QueueState.PAUSED_RATE_LIMIT, (
+            f"the rate of {per_minute} tokens per minute (quota tokens_per_minute) is used up; "
+            f"work of this tenant goes on in about {math.ceil(pause_s)} s, the oldest first"
+        )
     owner = await store.models.get(future.owner_id) or await store.sampling.get(future.owner_id)
     if owner is None:
         return QueueState.ACTIVE, None

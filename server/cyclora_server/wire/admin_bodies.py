@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, AwareDatetime, ConfigDict, Field, model_validator
 
-from cyclora_core.accounts import MAX_WEIGHT, MIN_WEIGHT, TENANT_SCOPES, Scope
+from cyclora_core.accounts import MAX_LIMIT, MAX_WEIGHT, MIN_WEIGHT, TENANT_SCOPES, Scope
 from cyclora_server.wire.reading import Body
 
 MAX_LIFETIME_S = 10 * 366 * 24 * 3600
@@ -59,6 +59,23 @@ class ChangeTenant(AdminBody):
     def changes(self) -> dict[str, Any]:
         """The fields that were sent, for ``tenants.update``."""
         return self.model_dump(exclude_unset=True)
+
+
+Limit = Annotated[int, Field(ge=0, le=MAX_LIMIT)]
+AtLeastOne = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
+
+
+class SetQuotas(AdminBody):
+    """``PUT /admin/v1/tenants/{tenant_id}/quotas``: what is left out stays as it is."""
+
+    max_adapters: Limit | None = None
+    max_rank: AtLeastOne | None = None
+    max_queued_tokens: Limit | None = None
+    max_concurrent_samples: Limit | None = None
+    tokens_per_minute: AtLeastOne | None = None
+    max_stored_bytes: Limit | None = None
+    tokens_per_day: Limit | None = None
+    tokens_per_month: Limit | None = None
 
 
 class NewKey(AdminBody):

@@ -13,6 +13,7 @@ from cyclora_core.accounts import (
     AuditEntry,
     AuditValue,
     KeyHolder,
+    Quotas,
     Scope,
     Tenant,
 )
@@ -26,9 +27,9 @@ class Tenants:
     def __init__(self) -> None:
         self.tenants = {name: Tenant(name, name.upper(), 1000) for name in (TENANT, STRANGER)}
 
-    async def create(self, name: str, by: str = "") -> Tenant:
+    async def create(self, name: str, by: str = "", quotas: Quotas | None = None) -> Tenant:
         assert by
-        tenant = Tenant(f"tenant-{name}", name, 1000)
+        tenant = Tenant(f"tenant-{name}", name, 1000, quotas=quotas or Quotas())
         self.tenants[tenant.tenant_id] = tenant
         return tenant
 
@@ -42,6 +43,9 @@ class Tenants:
         assert by
         if tenant_id not in self.tenants:
             raise NotFound(f"tenant {tenant_id!r} does not exist")
+        if isinstance(changes.get("quotas"), Mapping):
+            quotas = dataclasses.replace(self.tenants[tenant_id].quotas, **changes["quotas"])
+            changes = {**changes, "quotas": quotas}
         self.tenants[tenant_id] = dataclasses.replace(self.tenants[tenant_id], **changes)
         return self.tenants[tenant_id]
 

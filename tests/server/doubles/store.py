@@ -12,6 +12,7 @@ from server.doubles.checkpoints import Checkpoints, Copies
 from server.doubles.fleet import BaseModels, Memory, Workers
 from server.doubles.models import Models
 from server.doubles.queue import Cancellations, Futures, Gaps, Operations, Queues
+from server.doubles.quotas import Quotas
 from server.doubles.sessions import CustomLosses, Runs, Sampling, Sessions
 
 
@@ -22,6 +23,7 @@ class StoreDouble:
         self.tenants = Tenants()
         self.api_keys = ApiKeys(self.tenants)
         self.audit = Audit()
+        self.quotas = Quotas(self.tenants)
         self.metering = Metering()
         self.traces = Traces()
         self.secrets = Secrets()

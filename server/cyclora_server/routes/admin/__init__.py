@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cyclora_server.routes.admin import audit, cycles, fleet, keys, queue, tenants, usage
+from cyclora_server.routes.admin import audit, cycles, fleet, keys, queue, quotas, tenants, usage
 
 routers = (
     tenants.router,
@@ -12,4 +12,5 @@ routers = (
     queue.router,
     cycles.router,
     audit.router,
+    quotas.router,
 )

@@ -25,7 +25,8 @@ async def create_tenant(
     identity: IdentityDep,
     services: ServicesDep,
 ) -> Json:
-    return _tenant(await services.store.tenants.create(body.name, identity.key.key_id))
+    quotas, by = services.settings.new_tenant_quotas, identity.key.key_id
+    return _tenant(await services.store.tenants.create(body.name, by, quotas))
 
 
 @router.get("", summary="All tenants")
