@@ -41,7 +41,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     real = httpx.Client
 
     def client(**options: Any) -> httpx.Client:
-        return real(**(options | {"transport": httpx.MockTransport(found)}))
+        merged: dict[str, Any] = {**options, "transport": httpx.MockTransport(found)}
+        return real(**merged)
 
     monkeypatch.setattr(httpx, "Client", client)
     return found
