@@ -15,11 +15,11 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cyclora_core.errors import NotFound
+from cyclora_core.errors import NotFound, UserError
 from cyclora_core.ids import CheckpointPath, is_model_id
 
 _BASE_MODEL_RE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*){0,3}")
@@ -56,6 +56,29 @@ class StoredFile:
     @property
     def name(self) -> str:
         return self.path.name
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRevision:
+    """The files of one revision of a checkpoint, as they lie there."""
+
+    path: CheckpointPath
+    revision: str
+    num_bytes: int
+    changed_at_ms: int
+    """By the clock of the file system."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSnapshot:
+    """One snapshot, as it lies there."""
+
+    model_id: str
+    name: str
+    place: tuple[int, int]
+    """Its seq_id and epoch."""
+    num_bytes: int
+    changed_at_ms: int
 
 
 class Storage:
@@ -187,6 +210,33 @@ class Storage:
             raise ValueError(f"{model_id!r} is not a model id")
         return self._root / "snapshots" / model_id
 
+    def revisions(self) -> Iterator[StoredRevision]:
+        """Everything below ``checkpoints`` that is a revision, whoever it belongs to."""
+        for folder in _folders(self._root / "checkpoints", depth=4):
+            model_id, kind, name, revision = folder.parts[-4:]
+            with contextlib.suppress(UserError, FileNotFoundError):
+                path = CheckpointPath.parse(f"tinker://{model_id}/{kind}/{name}")
+                if _REVISION_RE.fullmatch(revision):
+                    yield StoredRevision(path, revision, *_size_and_age(folder))
+
+    def snapshots(self) -> Iterator[StoredSnapshot]:
+        """Everything below ``snapshots`` that is one, half-written ones included."""
+        for folder in _folders(self._root / "snapshots", depth=2):
+            model_id, match = folder.parent.name, _SNAPSHOT_RE.fullmatch(folder.name)
+            with contextlib.suppress(FileNotFoundError):
+                if match and is_model_id(model_id):
+                    place = (int(match[1]), int(match[2]))
+                    yield StoredSnapshot(model_id, folder.name, place, *_size_and_age(folder))
+
+    def delete_snapshot(self, model_id: str, name: str) -> bool:
+        """Delete one snapshot by the name of its folder; true when it is gone."""
+        if not _SNAPSHOT_RE.fullmatch(name):
+            raise ValueError(f"{name!r} is not a snapshot")
+        folder = self._snapshots(model_id) / name
+        shutil.rmtree(folder, ignore_errors=True)
+        _remove_empty(folder.parent)
+        return not folder.exists()
+
     def put_tokenizer(self, base_model: str, source: Path) -> list[str]:
         """Copy the tokenizer's files of a model folder; returns their names."""
         names = [name for name in TOKENIZER_FILES if (source / name).is_file()]
@@ -218,6 +268,25 @@ class Storage:
 
 def total_bytes(files: Iterable[Path]) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _folders(root: Path, depth: int) -> Iterator[Path]:
+    """The folders so many levels below, in order."""
+    if depth == 0:
+        yield root
+        return
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # deleted this very moment
+        for child in sorted(root.iterdir()):
+            if child.is_dir():
+                yield from _folders(child, depth - 1)
+
+
+def _size_and_age(folder: Path) -> tuple[int, int]:
+    """Bytes, and when folder or files were changed last: links keep the time of their source."""
+    stats = [each.stat() for each in (folder, *folder.iterdir())]
+    return sum(each.st_size for each in stats[1:]), round(
+        max(each.st_mtime for each in stats) * 1000
+    )
 
 
 def _remove_empty(*folders: Path) -> None:

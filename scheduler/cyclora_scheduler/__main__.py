@@ -6,6 +6,9 @@ import asyncio
 import json
 import os
 import signal
+import socket
+from collections.abc import Coroutine
+from typing import Any
 
 import structlog
 
@@ -56,16 +59,24 @@ async def _serve(settings: SchedulerSettings, metrics: SchedulerMetrics, health:
     health.ready_if("schedule", lambda: scheduler.is_moving)
     health.is_serving = True
     try:
-        await _run(scheduler, stopping)
+        await _run(_tell_and_schedule(store, settings, scheduler, stopping), stopping)
     finally:
         health.is_serving = False
         beating.cancel()
         await store.close()
 
 
-async def _run(scheduler: Scheduler, stopping: asyncio.Event) -> None:
+async def _tell_and_schedule(
+    store: Store, settings: SchedulerSettings, scheduler: Scheduler, stopping: asyncio.Event
+) -> None:
+    name = settings.scheduler_name or socket.gethostname()
+    await store.processes.put("scheduler", name, settings.model_dump(mode="json"))
+    await scheduler.run(stopping)
+
+
+async def _run(scheduling: Coroutine[Any, Any, None], stopping: asyncio.Event) -> None:
     """Run, and when told to stop do not wait for a store that is away."""
-    running = asyncio.create_task(scheduler.run(stopping))
+    running = asyncio.create_task(scheduling)
     told = asyncio.create_task(stopping.wait())
     await asyncio.wait([running, told], return_when=asyncio.FIRST_COMPLETED)
     told.cancel()

@@ -154,6 +154,14 @@ class Settings(BaseSettings):
     sessions, take space this much longer. Very short, it keeps the store busy.
     """
 
+    ended_run_kept_days: float = Field(default=90.0, ge=2.0)
+    """Days after its last request that a training run is still listed once it has ended and has no
+    checkpoint left.
+
+    Runs with checkpoints stay as long as these. Each takes about 3 KB of the store, so very long,
+    many short runs fill it.
+    """
+
     session_timeout_s: float = Field(default=600.0, ge=60.0)
     """Seconds without heartbeat and without a request after which a session ends.
 

@@ -22,6 +22,9 @@ MAX_FILES_AT_ONCE = 50
 MAX_SESSIONS_AT_ONCE = 50
 """Sessions that are cleaned up behind in one sweep."""
 
+MAX_RUNS_AT_ONCE = 100
+"""Runs of a tenant that one sweep looks at; the next goes on behind them."""
+
 HEAD_START_S = 10.0
 """Seconds that whoever ended a session gets to clean up before a sweep does it too."""
 
@@ -40,6 +43,7 @@ class Sweeper:
         self._services = services
         settings = services.settings
         max_blind_s = 2 * settings.sweep_interval_s + _BLIND_SLACK_S
+        self._num_runs_kept: dict[str, int] = {}
         self._watch = SessionWatch(settings.session_timeout_s, max_blind_s)
 
     async def run(self) -> None:
@@ -57,6 +61,7 @@ class Sweeper:
         await self._expire_sessions()
         await self._clean_up_sessions()
         await self._purge_tenants()
+        await self._forget_runs()
 
     async def _expire_checkpoints(self) -> None:
         checkpoints = self._services.store.checkpoints
@@ -98,3 +103,21 @@ class Sweeper:
             if is_over and since_ms >= PURGE_AFTER_S * 1000:
                 await tenants.purged(tenant.tenant_id)
                 _log.info("tenant purged", tenant_id=tenant.tenant_id)
+
+    async def _forget_runs(self) -> None:
+        """Look at the next runs of each tenant, the oldest first, and from the start again."""
+        inventory = self._services.store.inventory
+        kept_ms = round(self._services.settings.ended_run_kept_days * 24 * 3600 * 1000)
+        before_ms = self._services.clock.now_ms() - kept_ms
+        for tenant_id in await inventory.tenant_ids():
+            offset = self._num_runs_kept.pop(tenant_id, 0)
+            ended, has_more = await inventory.ended_runs(
+                tenant_id, before_ms, offset, MAX_RUNS_AT_ONCE
+            )
+            num_dropped = 0
+            for model in ended:
+                num_dropped += await inventory.drop_run(model)
+            if num_dropped:
+                _log.info("runs forgotten", tenant_id=tenant_id, num_runs=num_dropped)
+            if has_more:
+                self._num_runs_kept[tenant_id] = offset + MAX_RUNS_AT_ONCE - num_dropped

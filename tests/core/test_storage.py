@@ -200,3 +200,31 @@ def test_nothing_is_left_to_delete_of_a_checkpoint_that_is_gone(tmp_path: Path) 
     Storage(tmp_path).delete_other_revisions(SOURCE, "3")
 
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_lies_in_storage_is_told_and_nothing_that_is_not_ours(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    path = CheckpointPath(MODEL, CheckpointKind.TRAINING, "a")
+    for folder in (storage.checkpoint_dir(path, "3"), storage.snapshot_dir(MODEL, 7, 2)):
+        folder.mkdir(parents=True)
+        (folder / "file").write_bytes(b"12345")
+    for stray in ("checkpoints/x/y/z/1", f"checkpoints/{MODEL}/weights/a/b", "snapshots/x/1-1"):
+        (tmp_path / stray).mkdir(parents=True)
+    (tmp_path / "checkpoints" / "file").write_text("")
+
+    [revision] = storage.revisions()
+    [snapshot] = storage.snapshots()
+
+    assert (revision.path, revision.revision, revision.num_bytes) == (path, "3", 5)
+    assert revision.changed_at_ms > 0
+    assert (snapshot.model_id, snapshot.name, snapshot.place) == (MODEL, "7-2", (7, 2))
+    assert storage.delete_snapshot(MODEL, "7-2")
+    assert list(storage.snapshots()) == []
+
+
+def test_storage_that_nobody_has_written_to_holds_nothing(tmp_path: Path) -> None:
+    storage = Storage(tmp_path / "new")
+
+    assert [*storage.revisions(), *storage.snapshots()] == []
+    with pytest.raises(ValueError, match="not a snapshot"):
+        storage.delete_snapshot(MODEL, "../..")

@@ -122,3 +122,27 @@ async def test_a_deleted_tenant_is_looked_after_until_nothing_more_can_come_of_i
 
     assert later.path not in store.checkpoints.records
     assert await store.tenants.unpurged() == []
+
+
+async def test_runs_that_ended_long_ago_without_a_checkpoint_are_forgotten(
+    app: FastAPI, store: StoreDouble, clock: ManualClock
+) -> None:
+    now_ms = clock.now_ms()
+    day_ms = 24 * 3600 * 1000
+    ids = [f"{OTHER}:train:{number}" for number in range(250)]
+    for number, model_id in enumerate(ids):
+        store.models.records[model_id] = model_record(
+            model_id=model_id,
+            is_ended=number % 2 == 0,
+            created_at_ms=now_ms - 91 * day_ms,
+            last_request_at_ms=now_ms - (91 if number < 240 else 89) * day_ms,
+        )
+    kept = store.checkpoints.put(checkpoint("a", model_id=ids[4]))
+
+    sweeper = Sweeper(app.state.services)
+    for _ in range(6):
+        await sweeper.sweep()
+
+    left = set(ids) & store.models.records.keys()
+    expected = {each for n, each in enumerate(ids) if n % 2 or n >= 240}
+    assert left == expected | {kept.model_id}

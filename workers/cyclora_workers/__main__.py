@@ -186,6 +186,7 @@ async def _serve(settings: WorkerSettings, metrics: WorkerMetrics, health: Healt
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     await worker.register()
+    await store.processes.put("worker", settings.worker_name, settings.model_dump(mode="json"))
     health.live_if("engine", lambda: worker.is_engine_moving)
     health.ready_if("lease", lambda: worker.has_lease)
     beating = asyncio.create_task(health.keep_beating())

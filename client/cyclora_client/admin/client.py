@@ -14,6 +14,8 @@ from cyclora_client.admin.http import AdminHttp
 from cyclora_client.admin.keys import ApiKeys
 from cyclora_client.admin.queue import Queue
 from cyclora_client.admin.quotas import TenantsQuotas
+from cyclora_client.admin.settings import Settings
+from cyclora_client.admin.storage import Checkpoints, Garbage, Runs
 from cyclora_client.admin.tenants import Tenants
 from cyclora_client.admin.usage import Usage
 
@@ -40,6 +42,10 @@ class AdminClient:
         self.queue = Queue(self._http)
         self.quotas = TenantsQuotas(self._http)
         self.cycles = CycleRows(self._http)
+        self.runs = Runs(self._http)
+        self.checkpoints = Checkpoints(self._http)
+        self.garbage = Garbage(self._http)
+        self.settings = Settings(self._http)
 
     def __enter__(self) -> Self:
         return self

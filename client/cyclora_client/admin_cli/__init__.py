@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from cyclora_client.admin_cli import keys, queue, quotas, tenants, usage, workers
+from cyclora_client.admin_cli import keys, queue, quotas, storage, tenants, usage, workers
 from cyclora_client.admin_cli.audit import audit
 from cyclora_client.admin_cli.bootstrap import bootstrap
 
@@ -15,6 +15,10 @@ app.add_typer(workers.app, name="workers")
 app.add_typer(queue.app, name="queue")
 app.add_typer(quotas.app, name="quotas")
 app.command("cycles")(queue.list_cycles)
+app.add_typer(storage.runs, name="runs")
+app.add_typer(storage.checkpoints, name="checkpoints")
+app.command("garbage")(storage.collect_garbage)
+app.command("settings")(storage.show_settings)
 app.command("usage")(usage.usage_of_tenants)
 app.command()(audit)
 app.command()(bootstrap)

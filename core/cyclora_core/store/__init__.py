@@ -14,11 +14,13 @@ from cyclora_core.store.cycles import Cycles
 from cyclora_core.store.futures import Futures
 from cyclora_core.store.gaps import Gaps
 from cyclora_core.store.handovers import Handovers
+from cyclora_core.store.inventory import Inventory
 from cyclora_core.store.memory import Memory
 from cyclora_core.store.metering import Metering
 from cyclora_core.store.models import Models
 from cyclora_core.store.operations import Operations
 from cyclora_core.store.placements import Placements
+from cyclora_core.store.processes import Processes
 from cyclora_core.store.queues import Queues
 from cyclora_core.store.quotas import Quotas
 from cyclora_core.store.runs import Runs
@@ -54,6 +56,8 @@ class Store:
         self.handovers = Handovers(connection)
         self.copies = Copies(connection)
         self.runs = Runs(connection, self.models, self.sessions, self.checkpoints)
+        self.inventory = Inventory(connection, self.models)
+        self.processes = Processes(connection)
         self.base_models = BaseModels(connection)
         self.workers = Workers(connection)
         self.cycles = Cycles(connection)

@@ -186,6 +186,17 @@ class Checkpoints:
                 return files
         return None
 
+    async def drop(self, checkpoint: Checkpoint, action: str, by: str = "") -> bool:
+        """Forget a checkpoint that is still as it was read; false when it is not.
+
+        ``action`` and ``by``, the key_id of who asked, are noted in the audit log. Its files are
+        doomed.
+        """
+        data = await self._redis.get(self._keys.checkpoint(checkpoint.path))
+        if not data or codec.load(Checkpoint, data) != checkpoint:
+            return False
+        return await self._drop(data, action, key_id=by or None) is not None
+
     async def drop_expired(self) -> int:
         """Forget some of the checkpoints that have expired; returns how many."""
         now_ms = self._clock.now_ms()

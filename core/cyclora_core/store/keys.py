@@ -159,6 +159,9 @@ class Keys:
     def target_modules(self) -> str:
         return f"{self.prefix}:target_modules"
 
+    def process_settings(self) -> str:
+        return f"{self.prefix}:process_settings"
+
     def workers(self) -> str:
         return f"{self.prefix}:workers"
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, AwareDatetime, ConfigDict, Field, model_validator
 
 from cyclora_core.accounts import MAX_LIMIT, MAX_WEIGHT, MIN_WEIGHT, TENANT_SCOPES, Scope
+from cyclora_server.garbage import DEFAULT_GRACE_S, MIN_GRACE_S
 from cyclora_server.wire.reading import Body
 
 MAX_LIFETIME_S = 10 * 366 * 24 * 3600
@@ -115,3 +116,13 @@ class CancelQueued(AdminBody):
         if len(named) != 1:
             raise ValueError("expected exactly one of tenant_id, model_id, request_id")
         return self
+
+
+class CollectGarbage(AdminBody):
+    """``POST /admin/v1/garbage``."""
+
+    dry_run: bool = True
+    grace_s: int = Field(default=DEFAULT_GRACE_S, ge=MIN_GRACE_S, le=366 * 24 * 3600)
+    """Seconds for which nothing is garbage after it was last changed."""
+    digest: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    """That of a dry run, to free nothing but what it told."""

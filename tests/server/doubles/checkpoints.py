@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from cyclora_core.ids import CheckpointKind, CheckpointPath
 from cyclora_core.records import Checkpoint
-from cyclora_core.storage import StoredFile
+from cyclora_core.storage import StoredFile, StoredRevision, StoredSnapshot
 from cyclora_core.store.checkpoints import CheckpointFiles
 from server.doubles.builders import BASE, model_record
 from server.doubles.models import Models
@@ -65,6 +65,12 @@ class Checkpoints:
         self.doomed.append(CheckpointFiles(path, record.revision))
         return self.doomed[-1]
 
+    async def drop(self, checkpoint: Checkpoint, action: str, by: str) -> bool:
+        assert action in ("expire", "delete")
+        if self.records.get(checkpoint.path) != checkpoint:
+            return False
+        return await self.delete(checkpoint.path, by) is not None
+
     async def drop_expired(self) -> int:
         expired = [each.path for each in self.records.values() if each.has_expired(self.now_ms)]
         for path in expired:
@@ -81,7 +87,8 @@ class Checkpoints:
         self.doomed.append(files)
 
     async def files_deleted(self, files: CheckpointFiles) -> None:
-        self.doomed.remove(files)
+        if files in self.doomed:
+            self.doomed.remove(files)
 
 
 class Copies:
@@ -115,6 +122,8 @@ class StorageDouble:
         self.deleted: list[str] = []
         self.files: dict[str, list[StoredFile]] = {}
         self.copied: list[tuple[str, str]] = []
+        self.stored: list[StoredRevision] = []
+        self.stored_snapshots: list[StoredSnapshot] = []
         self.is_stuck = False
         self.error: OSError | None = None
         self.on_copy: Callable[[], object] = lambda: None
@@ -144,6 +153,16 @@ class StorageDouble:
             raise self.error
         self.copied.append((str(source), str(target)))
         self.on_copy()
+
+    def revisions(self) -> Iterator[StoredRevision]:
+        return iter(self.stored)
+
+    def snapshots(self) -> Iterator[StoredSnapshot]:
+        return iter(self.stored_snapshots)
+
+    def delete_snapshot(self, model_id: str, name: str) -> bool:
+        self.deleted.append(f"{model_id}/{name}")
+        return True
 
     def delete_revision(self, path: CheckpointPath, revision: str) -> bool:
         if self.is_stuck:

@@ -10,6 +10,7 @@ from cyclora_core.records import Submission
 from server.doubles.accounts import ApiKeys, Audit, Metering, Secrets, Tenants, Traces
 from server.doubles.checkpoints import Checkpoints, Copies
 from server.doubles.fleet import BaseModels, Memory, Workers
+from server.doubles.inventory import Inventory, Processes
 from server.doubles.models import Models
 from server.doubles.queue import Cancellations, Futures, Gaps, Operations, Queues
 from server.doubles.quotas import Quotas
@@ -42,6 +43,8 @@ class StoreDouble:
         self.gaps = Gaps()
         self.queues = Queues()
         self.memory = Memory()
+        self.inventory = Inventory(self.tenants, self.models, self.checkpoints)
+        self.processes = Processes()
 
     def submitted(self, request_id: str) -> Submission:
         return self.operations.submissions[request_id]

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from cyclora_server.routes.admin import audit, cycles, fleet, keys, queue, quotas, tenants, usage
+from cyclora_server.routes.admin import (
+    audit,
+    checkpoints,
+    cycles,
+    fleet,
+    garbage,
+    keys,
+    queue,
+    quotas,
+    runs,
+    settings,
+    tenants,
+    usage,
+)
 
 routers = (
     tenants.router,
@@ -13,4 +26,8 @@ routers = (
     cycles.router,
     audit.router,
     quotas.router,
+    runs.router,
+    checkpoints.router,
+    garbage.router,
+    settings.router,
 )
