@@ -156,6 +156,23 @@ async def test_a_request_without_a_session_is_charged_to_the_project_of_its_key(
     assert {each.charge.project_id for each in await used(store, clock)} == {"paper"}
 
 
+@pytest.mark.parametrize(("project_id", "expected"), [("paper", "paper"), (None, "default")])
+async def test_a_session_of_an_earlier_version_has_its_project_in_its_record(
+    store: Store, clock: ManualClock, project_id: str | None, expected: str
+) -> None:
+    await store.sessions.create(Session(SESSION_ID, "tenant-a", 0, 0, project_id=project_id))
+    client: Any = store.metering._redis  # pyright: ignore[reportPrivateUsage]
+    key = store.metering._keys.session(SESSION_ID)  # pyright: ignore[reportPrivateUsage]
+    await client.hdel(key, "project_id")
+    await add_worker(store)
+    await submit(store, sample(1))
+    await dispatch_samples(store)
+
+    await settle_sample(store, "worker-1")
+
+    assert {each.charge.project_id for each in await used(store, clock)} == {expected}
+
+
 async def test_what_earlier_versions_have_counted_is_still_told(
     store: Store, clock: ManualClock
 ) -> None:

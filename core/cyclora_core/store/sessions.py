@@ -39,6 +39,8 @@ class Sessions:
         fields = {
             "record": codec.dump(session),
             "last_heartbeat_at_ms": session.last_heartbeat_at_ms,
+            # Apart, since every settled operation is charged to it and records may be large.
+            "project_id": session.project_id or "",
         }
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.hset(self._keys.session(session.session_id), mapping=fields)

@@ -4,11 +4,13 @@ local DEFAULT_PROJECT = 'default'
 -- The project that a session is in now; of one without a record, such as that of requests that
 -- need none, the fallback.
 local function project_of(session, fallback)
-  local held = redis.call('HMGET', session, 'project_id', 'record')
-  if held[1] then return held[1] end
-  if held[2] then
-    local own = cjson.decode(held[2]).project_id
-    return (own and own ~= cjson.null) and own or DEFAULT_PROJECT
+  local project = redis.call('HGET', session, 'project_id')
+  if project then return project ~= '' and project or DEFAULT_PROJECT end
+  -- Of sessions that an earlier version has recorded, only the record says it.
+  local record = redis.call('HGET', session, 'record')
+  if record then
+    project = cjson.decode(record).project_id
+    return (project and project ~= cjson.null) and project or DEFAULT_PROJECT
   end
   return (fallback and fallback ~= '') and fallback or DEFAULT_PROJECT
 end
