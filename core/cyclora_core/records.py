@@ -213,13 +213,13 @@ class WorkerStatus:
     is_alive: bool
     cycle_id: int | None
     """The cycle it executes; None when it is free."""
+    info: Mapping[str, Any] = field(default_factory=dict[str, Any])
     is_draining: bool = False
     """Whether it gets no new models and samples, and loses those it has."""
     num_models: int = 0
     """Models that are assigned to it."""
     num_samples: int = 0
     """Samples that it has and that have not ended."""
-    info: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @property
     def is_drained(self) -> bool:

@@ -18,6 +18,7 @@ from cyclora_core.custom_loss import CustomLoss
 from cyclora_core.ids import CheckpointPath
 from cyclora_core.partials import Progress
 from cyclora_core.peft import TargetModule
+from cyclora_core.placement import PlacedModel, Wish
 from cyclora_core.queues import WaitingOperation
 from cyclora_core.quotas import QuotaUse
 from cyclora_core.records import (
@@ -216,6 +217,9 @@ class WorkersPort(Protocol):
     async def list(self) -> list[WorkerStatus]: ...
     async def ended_cycles(self, base_model: str, limit: int, /) -> list[EndedCycle]: ...
     async def running_cycles(self) -> list[Cycle]: ...
+    async def set_draining(
+        self, worker_id: str, is_draining: bool, /, *, tenant_id: str, by: str
+    ) -> None: ...
 
 
 class InventoryPort(Protocol):
@@ -254,6 +258,15 @@ class QueuesPort(Protocol):
         self, tenant_id: str, samples: Iterable[WaitingOperation], by: str, /
     ) -> int: ...
     async def cancel_tenant(self, tenant_id: str, by: str, /) -> int: ...
+
+
+class PlacementsPort(Protocol):
+    """Where models are, and where administrators want them."""
+
+    async def wish(self, model_id: str, wish: Wish, by: str, /) -> None: ...
+    async def list(
+        self, *, worker_id: str | None = None, tenant_id: str | None = None
+    ) -> list[PlacedModel]: ...
 
 
 class GapsPort(Protocol):
@@ -347,6 +360,8 @@ class StorePort(Protocol):
     def base_models(self) -> BaseModelsPort: ...
     @property
     def workers(self) -> WorkersPort: ...
+    @property
+    def placements(self) -> PlacementsPort: ...
     @property
     def gaps(self) -> GapsPort: ...
     @property

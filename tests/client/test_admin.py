@@ -149,6 +149,29 @@ def test_a_key_is_made_for_a_project_and_a_time() -> None:
     }
 
 
+def test_acts_on_workers_and_models_are_posts() -> None:
+    sent: list[tuple[str, str, Any]] = []
+    server = Recorder({})
+    with call(server) as client:
+        for act in (
+            lambda: client.workers.drain("w/1"),
+            lambda: client.workers.resume("w"),
+            lambda: client.models.load("m:1"),
+            lambda: client.models.unload("m"),
+            lambda: client.models.move("m", "w"),
+        ):
+            act()
+            sent.append(server.sent)
+
+    assert sent == [
+        ("POST", "/admin/v1/workers/w%2F1/drain", None),
+        ("POST", "/admin/v1/workers/w/resume", None),
+        ("POST", "/admin/v1/models/m%3A1/load", None),
+        ("POST", "/admin/v1/models/m/unload", None),
+        ("POST", "/admin/v1/models/m/move", {"worker_id": "w"}),
+    ]
+
+
 def test_create_key_gives_the_key_that_is_shown_once() -> None:
     server = Recorder({**KEY, "api_key": "tml-new", "unknown": "ignored"})
     with call(server) as client:

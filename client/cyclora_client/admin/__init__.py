@@ -7,6 +7,7 @@ from cyclora_client.admin.client import AdminClient
 from cyclora_client.admin.cycles import CycleRow
 from cyclora_client.admin.fleet import Worker
 from cyclora_client.admin.keys import ApiKey, NewKey
+from cyclora_client.admin.models import Model
 from cyclora_client.admin.queue import QueueLength, WaitingOperation
 from cyclora_client.admin.quotas import TenantQuotas
 from cyclora_client.admin.tenants import Project, Tenant
@@ -17,6 +18,7 @@ __all__ = [
     "ApiKey",
     "AuditEntry",
     "CycleRow",
+    "Model",
     "NewKey",
     "Project",
     "QueueLength",

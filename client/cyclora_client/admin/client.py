@@ -12,6 +12,7 @@ from cyclora_client.admin.cycles import CycleRows
 from cyclora_client.admin.fleet import BaseModels, Workers
 from cyclora_client.admin.http import AdminHttp
 from cyclora_client.admin.keys import ApiKeys
+from cyclora_client.admin.models import Models
 from cyclora_client.admin.queue import Queue
 from cyclora_client.admin.quotas import TenantsQuotas
 from cyclora_client.admin.settings import Settings
@@ -37,6 +38,7 @@ class AdminClient:
         self.keys = ApiKeys(self._http)
         self.audit = Audit(self._http)
         self.workers = Workers(self._http)
+        self.models = Models(self._http)
         self.base_models = BaseModels(self._http)
         self.usage = Usage(self._http)
         self.queue = Queue(self._http)

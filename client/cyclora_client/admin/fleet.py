@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic.dataclasses import dataclass
 
-from cyclora_client.admin.http import AdminHttp
+from cyclora_client.admin.http import AdminHttp, part
 from cyclora_core.types import BaseModelInfo
 
 
@@ -23,6 +23,12 @@ class Worker:
     is_alive: bool
     cycle_id: int | None = None
     info: dict[str, Any] = field(default_factory=dict[str, Any])
+    is_draining: bool = False
+    """Whether it gets nothing new and gives up what it has."""
+    is_drained: bool = False
+    """Whether it has nothing left: it may be stopped without loss."""
+    num_models: int = 0
+    num_samples: int = 0
 
 
 class Workers:
@@ -33,6 +39,13 @@ class Workers:
 
     def list(self) -> builtins.list[Worker]:
         return self._http.list(Worker, "workers")
+
+    def drain(self, worker_id: str) -> None:
+        """Have it give up its models and take nothing new; ``is_drained`` says when it is done."""
+        self._http.call("POST", f"workers/{part(worker_id)}/drain")
+
+    def resume(self, worker_id: str) -> None:
+        self._http.call("POST", f"workers/{part(worker_id)}/resume")
 
 
 class BaseModels:

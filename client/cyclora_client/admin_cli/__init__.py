@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from cyclora_client.admin_cli import keys, queue, quotas, storage, tenants, usage, workers
+from cyclora_client.admin_cli import keys, models, queue, quotas, storage, tenants, usage, workers
 from cyclora_client.admin_cli.audit import audit
 from cyclora_client.admin_cli.bootstrap import bootstrap
 
@@ -22,3 +22,4 @@ app.command("settings")(storage.show_settings)
 app.command("usage")(usage.usage_of_tenants)
 app.command()(audit)
 app.command()(bootstrap)
+app.add_typer(models.app, name="models")

@@ -14,3 +14,17 @@ def list_workers(admin_key: AdminKey, url: Url = DEFAULT_URL, as_json: AsJson = 
     """List the workers and what they do."""
     with admin_client(url, admin_key) as client:
         show(client.workers.list(), as_json)
+
+
+@app.command()
+def drain(worker_id: str, admin_key: AdminKey, url: Url = DEFAULT_URL) -> None:
+    """Have a worker give up its models and take nothing new; once drained it may be stopped."""
+    with admin_client(url, admin_key) as client:
+        client.workers.drain(worker_id)
+
+
+@app.command()
+def resume(worker_id: str, admin_key: AdminKey, url: Url = DEFAULT_URL) -> None:
+    """Let a worker that was drained serve again."""
+    with admin_client(url, admin_key) as client:
+        client.workers.resume(worker_id)

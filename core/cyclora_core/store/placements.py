@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Iterable, Mapping, Sequence
 
 from cyclora_core import codec
@@ -55,7 +56,7 @@ class Placements:
         if reply == b"ended":
             raise UserError(f"model {model_id!r} has ended: it has no state any more")
 
-    async def wishes(self, model_ids: Iterable[str]) -> list[WaitingWish]:
+    async def wishes(self, model_ids: Iterable[str]) -> builtins.list[WaitingWish]:
         """What is wished of these models; of one without a wish nothing."""
         ids = sorted(model_ids)
         if not ids:
@@ -100,7 +101,7 @@ class Placements:
         )
         return reply != b"fenced"
 
-    async def of_worker(self, worker_id: str) -> list[HeldModel]:
+    async def of_worker(self, worker_id: str) -> builtins.list[HeldModel]:
         """The models that are assigned to a worker and have not ended."""
         key = self._keys.worker_models(worker_id)
         ids = sorted(row.decode() for row in await self._redis.hkeys(key))
@@ -123,7 +124,33 @@ class Placements:
         keys = [self._keys.worker(worker_id), self._keys.worker_models(worker_id)]
         await self._connection.run("show_held", keys, args)
 
-    async def placed(self, model_ids: Sequence[str]) -> list[PlacedModel]:
+    async def list(
+        self, *, worker_id: str | None = None, tenant_id: str | None = None
+    ) -> builtins.list[PlacedModel]:
+        """The live models that a worker has, or a tenant; without either, all that matter.
+
+        These are the models that some worker has, that have something to run, or that an
+        administrator wants elsewhere; of a tenant also those that are in storage only.
+        """
+        if worker_id is not None:
+            models = await self.placed([each.model_id for each in await self.of_worker(worker_id)])
+            return [each for each in models if tenant_id in (None, each.model.tenant_id)]
+        keys = self._keys
+        if tenant_id is not None:
+            rows = await self._redis.zrevrange(keys.models_of(tenant_id), 0, -1)
+            return await self.placed([row.decode() for row in rows])
+        workers = [row.decode() for row in await self._redis.smembers(keys.workers())]
+        base_models = [row.decode() for row in await self._redis.hkeys(keys.base_models())]
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for each in workers:
+                pipe.hkeys(keys.worker_models(each))
+            for name in base_models:
+                pipe.smembers(keys.ready_models(name))
+                pipe.smembers(keys.placements(name))
+            found = await pipe.execute()
+        return await self.placed(sorted({row.decode() for rows in found for row in rows}))
+
+    async def placed(self, model_ids: Sequence[str]) -> builtins.list[PlacedModel]:
         """Where these models are, of those that exist and have not ended."""
         models = [each for each in await self._models.get_many(model_ids) if not each.is_ended]
         if not models:

@@ -79,6 +79,12 @@ class SetQuotas(AdminBody):
     tokens_per_month: Limit | None = None
 
 
+class MoveModel(AdminBody):
+    """``POST /admin/v1/models/{model_id}/move``."""
+
+    worker_id: str = Field(min_length=1)
+
+
 class NewKey(AdminBody):
     """``POST /admin/v1/keys``."""
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+from cyclora_core.errors import NotFound
 from cyclora_core.peft import TargetModule
+from cyclora_core.placement import Held, Place, PlacedModel, Wish
 from cyclora_core.records import WorkerStatus
 from cyclora_core.store.memory import MemoryReading
 from cyclora_core.types import BaseModelInfo, Cycle, EndedCycle
 from server.doubles.builders import BASE, MODULES
+from server.doubles.models import Models
 
 _MIB = 1024 * 1024
 
@@ -40,6 +45,41 @@ class Workers:
 
     async def running_cycles(self) -> list[Cycle]:
         return self.running
+
+    async def set_draining(
+        self, worker_id: str, is_draining: bool, *, tenant_id: str, by: str = ""
+    ) -> None:
+        assert tenant_id
+        assert by
+        if worker_id not in {each.worker_id for each in self.records}:
+            raise NotFound(f"worker {worker_id!r} does not exist, or has ended")
+        self.records = [
+            dataclasses.replace(each, is_draining=is_draining)
+            if each.worker_id == worker_id
+            else each
+            for each in self.records
+        ]
+
+
+class Placements:
+    def __init__(self, models: Models) -> None:
+        self._models = models
+        self.wishes: dict[str, Wish] = {}
+
+    async def wish(self, model_id: str, wish: Wish, by: str = "") -> None:
+        assert by
+        if await self._models.get(model_id) is None:
+            raise NotFound(f"model {model_id!r} does not exist")
+        self.wishes[model_id] = wish
+
+    async def list(
+        self, *, worker_id: str | None = None, tenant_id: str | None = None
+    ) -> list[PlacedModel]:
+        return [
+            PlacedModel(model, Held(Place.STORAGE, 0), self.wishes.get(model.model_id), "")
+            for model in self._models.records.values()
+            if worker_id in (None, model.worker_id) and tenant_id in (None, model.tenant_id)
+        ]
 
 
 class Memory:

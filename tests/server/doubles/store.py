@@ -9,7 +9,7 @@ from __future__ import annotations
 from cyclora_core.records import Submission
 from server.doubles.accounts import ApiKeys, Audit, Metering, Secrets, Tenants, Traces
 from server.doubles.checkpoints import Checkpoints, Copies
-from server.doubles.fleet import BaseModels, Memory, Workers
+from server.doubles.fleet import BaseModels, Memory, Placements, Workers
 from server.doubles.inventory import Inventory, Processes
 from server.doubles.models import Models
 from server.doubles.queue import Cancellations, Futures, Gaps, Operations, Queues
@@ -40,6 +40,7 @@ class StoreDouble:
         self.runs = Runs(self.models, self.sessions, self.checkpoints)
         self.base_models = BaseModels()
         self.workers = Workers()
+        self.placements = Placements(self.models)
         self.gaps = Gaps()
         self.queues = Queues()
         self.memory = Memory()

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from cyclora_core.clock import as_datetime
-from cyclora_server.auth import needs_key
+from cyclora_server.auth import IdentityDep, needs_key
 from cyclora_server.services import Json, ServicesDep
 
 router = APIRouter(prefix="/admin/v1", tags=["administration"], dependencies=needs_key)
@@ -22,11 +22,38 @@ async def list_workers(services: ServicesDep) -> Json:
             "registered_at": as_datetime(worker.registered_at_ms).isoformat(),
             "is_alive": worker.is_alive,
             "cycle_id": worker.cycle_id,
+            "is_draining": worker.is_draining,
+            "is_drained": worker.is_drained,
+            "num_models": worker.num_models,
+            "num_samples": worker.num_samples,
             "info": dict(worker.info),
         }
         for worker in await services.store.workers.list()
     ]
     return {"workers": workers}
+
+
+@router.post(
+    "/workers/{worker_id}/drain",
+    summary="Have a worker give up its models and take nothing new; once drained it may be stopped",
+)
+async def drain_worker(worker_id: str, identity: IdentityDep, services: ServicesDep) -> Json:
+    await _set_draining(worker_id, True, identity, services)
+    return {}
+
+
+@router.post("/workers/{worker_id}/resume", summary="Let a worker that was drained serve again")
+async def resume_worker(worker_id: str, identity: IdentityDep, services: ServicesDep) -> Json:
+    await _set_draining(worker_id, False, identity, services)
+    return {}
+
+
+async def _set_draining(
+    worker_id: str, is_draining: bool, identity: IdentityDep, services: ServicesDep
+) -> None:
+    await services.store.workers.set_draining(
+        worker_id, is_draining, tenant_id=identity.tenant_id, by=identity.key.key_id
+    )
 
 
 @router.get("/capacity", summary="Room for new work, and why it is refused if it is")
