@@ -28,6 +28,8 @@ class WorkerStats:
     """Adapter memory in all; 0 from a worker that does not say."""
     is_draining: bool = False
     """Whether its process was told to stop: it finishes what it has and takes nothing new."""
+    used_sample_tokens: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Tokens of KV memory that each tenant's samples hold or wait for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -305,7 +305,10 @@ def cycle_budget(worker: WorkerState, settings: SchedulerSettings) -> Budget:
     """Tokens that keep a cycle near its target length at the speed the worker measured."""
     wanted = round(worker.stats.tokens_per_s * settings.target_cycle_s)
     tokens = min(max(wanted, settings.min_cycle_tokens), settings.max_cycle_tokens)
-    return Budget(tokens, worker.stats.free_sample_tokens, worker.stats.max_sample_tokens)
+    stats = worker.stats
+    return Budget(
+        tokens, stats.free_sample_tokens, stats.max_sample_tokens, stats.used_sample_tokens
+    )
 
 
 def is_little(waiting: Waiting, budget: Budget) -> bool:

@@ -12,7 +12,7 @@ the optim_step behind it share a cycle, and the next forward_backward waits for 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from cyclora_core.blocks import block_tokens, split_into_blocks
 from cyclora_core.types import (
@@ -24,6 +24,7 @@ from cyclora_core.types import (
 )
 from cyclora_core.waiting import Assignment, Waiting, WaitingModel, WaitingSample
 from cyclora_scheduler.fairness import take_fairly, take_room
+from cyclora_scheduler.memory_share import take_back
 from cyclora_scheduler.placing import Moves
 
 
@@ -36,6 +37,8 @@ class Budget:
     """Room for new samples: prompt and the most they may generate."""
     max_sample_tokens: int = 0
     """Room for samples when none runs; the rows of one that needs more run as they fit."""
+    used_sample_tokens: Mapping[str, int] = field(default_factory=dict[str, int])
+    """What each tenant's samples hold of it, or wait for."""
 
     @property
     def is_all_free(self) -> bool:
@@ -267,5 +270,15 @@ def _take_samples(
     }
     free, total = budget.free_sample_tokens, budget.max_sample_tokens
     shares = take_room(costs, free, total, credits.samples, weights)
-    chosen = [s for tenant, queue in queues.items() for s in queue[: shares.num_taken[tenant]]]
-    return chosen, shares.credits
+    num_taken, left = dict(shares.num_taken), dict(shares.credits)
+    waiting_costs = {tenant: costs[tenant][num_taken[tenant] :] for tenant in costs}
+    used = dict(budget.used_sample_tokens)
+    for tenant, count in num_taken.items():
+        used[tenant] = used.get(tenant, 0) + sum(costs[tenant][:count])
+    for tenant, count in take_back(
+        {tenant: units for tenant, units in waiting_costs.items() if units}, used, total, weights
+    ).items():
+        num_taken[tenant] += count
+        left[tenant] = left.get(tenant, 0.0) - sum(waiting_costs[tenant][:count])
+    chosen = [s for tenant, queue in queues.items() for s in queue[: num_taken[tenant]]]
+    return chosen, {tenant: credit for tenant, credit in left.items() if credit}

@@ -363,3 +363,18 @@ async def test_what_one_worker_does_takes_no_credit_from_another(
 
     assert carried
     assert dict(harness.scheduler.credits("worker-1").passes) == carried
+
+
+async def test_a_sample_larger_than_the_memory_keeps_no_other_tenant_out(
+    store: Store, clock: ManualClock
+) -> None:
+    harness = Harness(store, clock)
+    await add_worker(store)
+    used = {"tenant-huge": 5000}
+    stats = WorkerStats(max_sample_tokens=1000, used_sample_tokens=used)
+    await store.workers.report("worker-1", stats)
+    await submit(store, sample(1, tenant_id="tenant-huge"), sample(2, tenant_id="tenant-small"))
+
+    cycle = await harness.cycle()
+
+    assert [each.tenant_id for each in cycle.samples] == ["tenant-small"]

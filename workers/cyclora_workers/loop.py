@@ -257,6 +257,7 @@ class Worker:
             self._keeper.free_bytes,
             self._keeper.max_bytes,
             self._is_draining,
+            self._engine.sampler.used_tokens,
         )
 
     async def _claim(self) -> None:

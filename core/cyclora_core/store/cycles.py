@@ -88,6 +88,7 @@ class Cycles:
                     status.info.get("free_adapter_bytes", 0),
                     status.info.get("max_adapter_bytes", 0),
                     status.info["is_draining"],
+                    status.info.get("used_sample_tokens", {}),
                 ),
                 status.is_draining,
                 status.num_models,

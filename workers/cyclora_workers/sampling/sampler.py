@@ -137,6 +137,15 @@ class Sampler:
         return (self._memory.num_available_blocks - wanted - num_rows) * BLOCK_TOKENS
 
     @property
+    def used_tokens(self) -> dict[str, int]:
+        """What each tenant's rows hold or wait for, with a block more for each to grow."""
+        used: dict[str, int] = {}
+        for request in self._requests.values():
+            num_blocks = sum(num_blocks_for(row.num_tokens) + 1 for row in request.rows)
+            used[request.tenant_id] = used.get(request.tenant_id, 0) + num_blocks * BLOCK_TOKENS
+        return used
+
+    @property
     def max_kv_tokens(self) -> int:
         """Tokens whose keys and values may be held at one time: whole blocks."""
         return self._memory.num_blocks * BLOCK_TOKENS
