@@ -307,7 +307,7 @@ class ModelKeeper:
         """Where the states are that this worker has in memory, and what they take."""
         in_host = {
             model_id: Held(Place.HOST, num_bytes)
-            for model_id, num_bytes in self._host.sizes().items()
+            for model_id, num_bytes in self.host.sizes().items()
         }
         on_device = {
             model_id: Held(Place.DEVICE, self._engine.num_bytes(model_id))
