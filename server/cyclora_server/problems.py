@@ -57,6 +57,9 @@ from cyclora_server.intake import TooSlow
 _log = structlog.get_logger()
 
 _MAX_DETAIL_CHARS = 2000
+_MAX_SHOWN_CHARS = 24
+_SECRET = re.compile(r"tml-[\w-]{12,}|eyJ[\w-]{8,}\.[\w-]*(\.[\w-]*)?")
+"""API keys, and tokens that stand for them."""
 _CAPITAL = re.compile("(?<!^)(?=[A-Z])")
 
 
@@ -110,7 +113,7 @@ class Problem:
 def problem_of(error: Exception) -> Problem:
     """What to tell of any exception; logs those that are our fault."""
     if isinstance(error, HTTPException):
-        return Problem(error.status_code, str(error.detail))
+        return Problem(error.status_code, _shortened(str(error.detail)))
     if isinstance(error, RequestValidationError):
         return Problem(422, _shortened(describe_violations(error.errors())))
     for error_type, status in _STATUS:
@@ -168,8 +171,10 @@ def describe_violations(violations: Any) -> str:
         where = ".".join(str(part) for part in violation["loc"]) or "body"
         line = f"{where}: {violation['msg'][:1].lower()}{violation['msg'][1:]}"
         value = violation.get("input")
-        if isinstance(value, str | int | float | bool):
-            line += f", got {str(value)[:100]!r}"
+        if isinstance(value, str) and len(value) > _MAX_SHOWN_CHARS:
+            line += f", got {len(value)} characters"  # which may be what somebody wrote
+        elif isinstance(value, str | int | float | bool):
+            line += f", got {str(value)[:_MAX_SHOWN_CHARS]!r}"
         lines.append(line)
     return "; ".join(lines)
 
@@ -185,5 +190,10 @@ def install(app: FastAPI) -> None:
         app.add_exception_handler(expected, handle)
 
 
+def masked(message: str) -> str:
+    """A message without keys and tokens: answers are kept, shown and pasted by clients."""
+    return _SECRET.sub("(a secret)", message)
+
+
 def _shortened(detail: str) -> str:
-    return detail[:_MAX_DETAIL_CHARS]
+    return masked(detail)[:_MAX_DETAIL_CHARS]

@@ -54,6 +54,7 @@ class Shape:
     schedulers: tuple[str, ...] = ("scheduler",)
     worker_command: str = TRIPPED_WORKER
     worker_lease_s: float = 5.0
+    has_metrics: bool = False
 
 
 class Deployment:
@@ -72,6 +73,8 @@ class Deployment:
         """In the order in which they were started."""
         self._redis_url = valkey.redis_url(sockets / "valkey.sock")
         self._port = _free_port()
+        self.metrics_ports: dict[str, int] = {}
+        """By the name of each process, if its shape has metrics."""
         self._admin_key = ""
 
     @property
@@ -112,6 +115,9 @@ class Deployment:
             "CYCLORA_READY_FILE": str(self._ready_file(name)),
             **settings,
         }
+        if self._shape.has_metrics and name != "valkey":
+            port = self.metrics_ports[name] = _free_port()
+            environment["CYCLORA_METRICS_PORT"] = str(port)
         self._names.append(name)
         self._processes.start(
             Order(self._place(name), command, environment, str(self.log_file(name)))

@@ -93,3 +93,19 @@ def test_still_waiting_is_told_with_the_queue_state() -> None:
         "queue_state": "paused_capacity",
         "queue_state_reason": "no worker",
     }
+
+
+@pytest.mark.parametrize("secret", [
+    "tml-Zm9yZWlnbi1rZXktb2Ytc29tZWJvZHk",
+    "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJ4In0.c2lnbmF0dXJl",
+])  # fmt: skip
+def test_a_key_put_into_the_wrong_place_is_not_shown_again(secret: str) -> None:
+    problem = problems.problem_of(NotFound(f"model {secret!r} does not exist"))
+
+    assert problem.detail == "model '(a secret)' does not exist"
+
+
+def test_what_somebody_wrote_is_not_repeated_where_a_number_belongs() -> None:
+    violation = {"loc": ("seq_id",), "msg": "Not a number", "input": "x" * 200}
+
+    assert problems.describe_violations([violation]) == "seq_id: not a number, got 200 characters"

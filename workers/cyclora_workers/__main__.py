@@ -14,6 +14,7 @@ from typing import Any
 
 import structlog
 import torch
+import transformers.utils.logging
 from structlog.contextvars import bind_contextvars
 from transformers import AutoTokenizer
 
@@ -219,6 +220,10 @@ async def _tell(stopping: asyncio.Event, health: Health) -> None:
 def main() -> None:
     settings = settings_or_exit(WorkerSettings)
     configure_logs("worker", level=settings.log_level, as_json=settings.log_json)
+    # Its lines go where all others go, and bars of progress nowhere.
+    transformers.utils.logging.disable_default_handler()
+    transformers.utils.logging.enable_propagation()
+    transformers.utils.logging.disable_progress_bar()
     try:
         asyncio.run(serve(settings))
     except* CannotServe as group:

@@ -107,7 +107,7 @@ async def _encode(future: Future, accept: str) -> Encoded:
 
 
 def _failure(message: str, category: str) -> Encoded:
-    body = {"error": message, "category": category}
+    body = {"error": problems.masked(message), "category": category}
     return Encoded(json.dumps(body).encode(), "application/json")
 
 
