@@ -14,7 +14,7 @@ export GOMP_SPINCOUNT ?= 10000
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo serve test test-quick contract-all compatibility faults soak check format bench bench-quick bench-load \
-	performance test-gpu clean
+	performance test-gpu images clean
 
 help:
 	@echo "make demo        start everything here and let two tenants train at once (KEEP=1: leave it running)"
@@ -31,6 +31,7 @@ help:
 	@echo "make bench-quick  the same, small"
 	@echo "make bench-load  a hundred tenants at one server and one worker"
 	@echo "make performance  all benchmarks, written into docs/performance.md and README"
+	@echo "make images      the container images, for compose and Kubernetes"
 
 venv: $(STAMP)
 
@@ -101,6 +102,9 @@ bench-quick: $(STAMP)
 
 performance: $(STAMP)
 	$(BIN)/python benchmarks/run.py --write
+
+images:
+	docker compose -f deploy/compose.yaml --profile cpu --profile gpu0 build
 
 # Keeps .venv and the data folder: neither can be made again in a moment.
 clean:

@@ -214,6 +214,9 @@ class NativeCompose:
         """An environment in which ``docker compose exec`` runs commands here."""
         paths = ("/storage", "/data")
         places = {name: {p: str(self.place(name, p)) for p in paths} for name in services}
+        cyclora = self.bin / "cyclora"
+        cyclora.unlink(missing_ok=True)
+        cyclora.symlink_to(self.pythons["server"].with_name("cyclora"))
         program = _DOCKER.format(python=sys.executable, places=json.dumps(places))
         self._write_program("docker", program)
         return {"PATH": f"{self.bin}:{os.environ['PATH']}", "LC_ALL": "C"}

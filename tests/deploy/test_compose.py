@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import yaml
 from pydantic_settings import BaseSettings
 
 from cyclora_client.up import valkey
@@ -121,7 +122,8 @@ def test_the_store_loses_nothing_and_evicts_nothing() -> None:
 def test_only_the_proxy_can_be_reached_from_outside() -> None:
     published = {name: s.raw["ports"] for name, s in SERVICES.items() if "ports" in s.raw}
 
-    assert set(published) == {"caddy"}
+    assert set(published) == {"caddy", "grafana"}
+    assert all(port.startswith("127.0.0.1:") for port in published["grafana"])
 
 
 def test_schedulers_and_workers_have_names_of_their_own() -> None:
@@ -178,6 +180,40 @@ def test_what_is_mounted_from_the_repository_is_there() -> None:
         for target, source in service.volumes.items():
             if source.startswith("./") and target != "/models":
                 assert (compose_file.FILE.parent / source).exists(), source
+
+
+def test_prometheus_finds_every_process_by_its_name() -> None:
+    prometheus = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
+    asked: set[str] = set()
+    for job in prometheus["scrape_configs"]:
+        [found] = job["dns_sd_configs"]
+        asked |= set(found["names"])
+        assert found["port"] == 9464
+        assert job["job_name"] in SETTINGS
+
+    names = {
+        alias
+        for service in OURS
+        for alias in service.raw.get("networks", {"default": {"aliases": [service.name]}})[
+            "default"
+        ]["aliases"]
+    }
+    assert asked == names
+    assert {service.environment["CYCLORA_METRICS_PORT"] for service in OURS} == {"9464"}
+
+
+def test_grafana_finds_prometheus_and_the_dashboards() -> None:
+    provisioning = ROOT / "deploy" / "grafana" / "provisioning"
+    [datasource] = yaml.safe_load((provisioning / "datasources" / "prometheus.yml").read_text())[
+        "datasources"
+    ]
+    [provider] = yaml.safe_load((provisioning / "dashboards" / "cyclora.yml").read_text())[
+        "providers"
+    ]
+
+    assert datasource["url"] == "http://prometheus:9090"
+    assert "prometheus" in SERVICES
+    assert SERVICES["grafana"].volumes[provider["options"]["path"]] == "./grafana/dashboards"
 
 
 def test_what_operators_write_is_kept_out_of_the_repository() -> None:

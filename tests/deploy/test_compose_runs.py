@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from cyclora_client.up.bootstrap import Credentials, bootstrap
+from cyclora_client.admin import AdminClient
 from cyclora_core.ids import CheckpointPath
 from cyclora_core.storage import Storage
 from cyclora_core.store import Store
@@ -36,7 +36,7 @@ class Deployed:
     """Services that run, and a tenant that knows the proxy's address and an API key."""
 
     compose: NativeCompose
-    credentials: Credentials
+    api_key: str
     proxy: Proxy
     python: Path
 
@@ -44,7 +44,7 @@ class Deployed:
         return run_client(self.python, CLIENT, self.arguments(step, *arguments), self.variables)
 
     def arguments(self, step: str, *more: str) -> list[str]:
-        return [step, self.proxy.base_url, self.credentials.api_key, *more]
+        return [step, self.proxy.base_url, self.api_key, *more]
 
     @property
     def variables(self) -> dict[str, str]:
@@ -59,11 +59,26 @@ def deployed(
     services = compose_file.load()
     with NativeCompose(folder / "first", pythons) as compose:
         compose.start(services[name] for name in SERVICES)
-        url = compose.running["server"].environment["CYCLORA_REDIS_URL"]
-        credentials = asyncio.run(bootstrap(url, "cyclora", folder / "credentials.json"))
         compose.wait_healthy(*SERVICES)
+        api_key = first_tenant(compose)
         with proxied(folder / "caddy", compose.port("server")) as proxy:
-            yield Deployed(compose, credentials, proxy, pythons["client"])
+            yield Deployed(compose, api_key, proxy, pythons["client"])
+
+
+def first_tenant(compose: NativeCompose) -> str:
+    """An API key, made with the admin key that the server's container prints once."""
+    made = subprocess.run(
+        ["docker", "compose", "exec", "server", "cyclora", "admin", "bootstrap", "--json"],
+        env={**compose.programs_for(["server"]), **compose.running["server"].environment},
+        capture_output=True,
+        check=True,
+        timeout=DEADLINE_S,
+    )
+    [made_key] = json.loads(made.stdout)
+    base_url = f"http://127.0.0.1:{compose.port('server')}"
+    with AdminClient(base_url, made_key["admin_key"]) as admin:
+        tenant = admin.tenants.create("lab")
+        return admin.keys.create(tenant.tenant_id, "laptop").api_key
 
 
 def test_a_tenant_trains_and_samples_through_tls(deployed: Deployed) -> None:
@@ -87,7 +102,7 @@ def test_a_body_that_is_too_large_gets_the_servers_own_answer(deployed: Deployed
     """The proxy passes bodies on as they come; only the server says what is allowed."""
     body = b" " * (64 * 1024 * 1024 + 1)
 
-    answer = deployed.proxy.post("/api/v1/create_session", body, deployed.credentials.api_key)
+    answer = deployed.proxy.post("/api/v1/create_session", body, deployed.api_key)
 
     assert answer.status_code == 413
     assert "detail" in answer.json()
@@ -121,11 +136,23 @@ def test_a_backup_of_a_running_deployment_restores_to_one_that_goes_on(
         url = restored.running["server"].environment["CYCLORA_REDIS_URL"]
         assert asyncio.run(missing_files(url, restored.storage)) == []
         base_url = f"http://127.0.0.1:{restored.port('server')}"
-        arguments = ["proceed", base_url, deployed.credentials.api_key, trained["path"]]
+        arguments = ["proceed", base_url, deployed.api_key, trained["path"]]
         seen = run_client(deployed.python, CLIENT, arguments)
         assert set(restored.stop().values()) == {0}
 
     assert seen["losses"] == trained["losses"][1:]
+
+
+def test_a_backup_that_could_not_be_of_one_moment_is_refused(
+    deployed: Deployed, tmp_path: Path
+) -> None:
+    """The store takes writes again by itself when the pause is over."""
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        run_script("backup.sh", deployed.compose, tmp_path, PAUSE_S="0")
+
+    assert b"PAUSE_S=0" in refused.value.stderr
+    assert list(tmp_path.iterdir()) == []
+    assert not (deployed.compose.storage / ".backup").exists()
 
 
 def test_a_restore_into_a_place_that_holds_something_is_refused(
@@ -140,14 +167,14 @@ def test_a_restore_into_a_place_that_holds_something_is_refused(
     assert b"exist" in refused.value.stderr
 
 
-def run_script(name: str, compose: NativeCompose, folder: Path) -> None:
+def run_script(name: str, compose: NativeCompose, folder: Path, **variables: str) -> None:
     """One of the scripts in deploy/, with ``docker`` meaning the folders of this machine."""
     for service in ("store", "server"):
         for path in ("/data", "/storage"):
             compose.place(service, path).mkdir(parents=True, exist_ok=True)
     subprocess.run(
         [str(ROOT / "deploy" / name), str(folder)],
-        env=compose.programs_for(["store", "server"]),
+        env=compose.programs_for(["store", "server"]) | variables,
         check=True,
         capture_output=True,
         timeout=DEADLINE_S,
@@ -158,10 +185,11 @@ async def missing_files(redis_url: str, folder: Path) -> list[str]:
     """Checkpoints and snapshots that the store knows and storage does not have as a whole."""
     store, storage = await Store.open(redis_url, "cyclora"), Storage(folder)
     missing: list[str] = []
+    num_checkpoints = 0
     try:
         for tenant in await store.tenants.list():
             checkpoints, _ = await store.checkpoints.list(tenant.tenant_id, 0, 1000)
-            assert checkpoints
+            num_checkpoints += len(checkpoints)
             for each in checkpoints:
                 files = storage.checkpoint_files(CheckpointPath.parse(each.path), each.revision)
                 if sum(file.num_bytes for file in files) != each.num_bytes:
@@ -173,4 +201,5 @@ async def missing_files(redis_url: str, folder: Path) -> list[str]:
                     missing.append(f"snapshot of {model.model_id}")
     finally:
         await store.close()
+    assert num_checkpoints > 0
     return missing
