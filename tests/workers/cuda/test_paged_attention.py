@@ -218,6 +218,23 @@ def test_a_plan_with_room_to_spare_serves_one_pass_after_another(
         close(out_TNH, expected(pool, spans, query, None), FORWARD[torch.float32])
 
 
+def test_tables_follow_rows_that_grow_and_change_places(kernel_device: torch.device) -> None:
+    """A table is only told what is new: a row's list of blocks grows, and never changes."""
+    pool = Pool.drawn(2, 8, torch.float32, kernel_device)
+    query, key, value = heads(2, 4, 2, torch.float32, kernel_device)
+    plan = PagedAttention(pool, 2, [PagedShape.decode(2, 64, 8)], 2, kernel_device)
+    growing, other = [9], [3, 20]
+    plan.fill([PagedSpan(0, 1, 7, growing), PagedSpan(1, 2, 9, other)])
+    growing.append(5)
+
+    for blocks, positions in (((growing, other), (8, 10)), ((other, growing), (11, 9))):
+        spans = [PagedSpan(row, row + 1, positions[row], blocks[row]) for row in range(2)]
+        plan.fill(spans)
+        out_TNH = plan.attend(1, query, key, value, SCALING, None)
+
+        close(out_TNH, expected(pool, spans, query, None), FORWARD[torch.float32])
+
+
 def test_a_sequence_without_blocks_for_its_tokens_is_our_fault() -> None:
     cpu = torch.device("cpu")
     pool = Pool.drawn(2, 8, torch.float32, cpu)
