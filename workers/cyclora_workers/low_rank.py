@@ -22,6 +22,7 @@ from cyclora_workers.adapter import ModuleAdapter
 from cyclora_workers.context import ROW_ALIGNMENT, Segment, align_rows
 from cyclora_workers.rows import linear, with_aligned_rows
 from cyclora_workers.stacked_low_rank import StackedLowRank
+from cyclora_workers.thread_count import threads_for
 
 _STEPS_PER_DOUBLING = 8
 """Between a number of rows and its double; a pass of 4,096 rows knows 40 sizes."""
@@ -66,9 +67,10 @@ def add_low_rank_(y_TF: Tensor, x_TD: Tensor, segment: SegmentAdapter) -> Tensor
     """
     start, stop, adapter = segment.start, segment.stop, segment.adapter
     num_rows = stop - start
-    low_MR = linear(_enough_rows(x_TD, start, num_rows), adapter.lora_A_RD, None)
-    up_MF = _product(low_MR, adapter.lora_B_FR, segment.scaling, y_TF.dtype)
-    y_TF[start:stop].add_(up_MF[:num_rows])
+    with threads_for(_num_weights(adapter)):
+        low_MR = linear(_enough_rows(x_TD, start, num_rows), adapter.lora_A_RD, None)
+        up_MF = _product(low_MR, adapter.lora_B_FR, segment.scaling, y_TF.dtype)
+        y_TF[start:stop].add_(up_MF[:num_rows])
     return low_MR[:num_rows]
 
 
@@ -131,16 +133,26 @@ def low_rank_backward_(
     """
     start, stop, adapter = segment.start, segment.stop, segment.adapter
     num_rows = stop - start
-    dlow_MR = linear(_enough_rows(dy_TF, start, num_rows), adapter.lora_B_FR.t(), None)
-    dlow_MR.mul_(segment.scaling)
-    if x_ND is not None and adapter.gradient_A_RD is not None and adapter.gradient_B_FR is not None:
-        add_sum_over_rows_(adapter.gradient_A_RD, dlow_MR[:num_rows], x_ND, 1.0)
-        # Transposed: the few columns of the lora_rank make a faster product as its rows.
-        gradient_RF, dy_NF = adapter.gradient_B_FR.t(), dy_TF[start:stop]
-        add_sum_over_rows_(gradient_RF, low_NR, dy_NF, segment.scaling)
-    if dx_TD is not None:
-        dx_MD = _product(dlow_MR, adapter.lora_A_RD.t(), 1.0, dx_TD.dtype)
-        dx_TD[start:stop].add_(dx_MD[:num_rows])
+    with threads_for(_num_weights(adapter)):
+        dlow_MR = linear(_enough_rows(dy_TF, start, num_rows), adapter.lora_B_FR.t(), None)
+        dlow_MR.mul_(segment.scaling)
+        if (
+            x_ND is not None
+            and adapter.gradient_A_RD is not None
+            and adapter.gradient_B_FR is not None
+        ):
+            add_sum_over_rows_(adapter.gradient_A_RD, dlow_MR[:num_rows], x_ND, 1.0)
+            # Transposed: the few columns of the lora_rank make a faster product as its rows.
+            gradient_RF, dy_NF = adapter.gradient_B_FR.t(), dy_TF[start:stop]
+            add_sum_over_rows_(gradient_RF, low_NR, dy_NF, segment.scaling)
+        if dx_TD is not None:
+            dx_MD = _product(dlow_MR, adapter.lora_A_RD.t(), 1.0, dx_TD.dtype)
+            dx_TD[start:stop].add_(dx_MD[:num_rows])
+
+
+def _num_weights(adapter: ModuleAdapter) -> int:
+    """Elements of the larger of A and B."""
+    return max(adapter.lora_A_RD.numel(), adapter.lora_B_FR.numel())
 
 
 def rows_from(x_TD: Tensor, start: int, num_rows: int) -> Tensor:
