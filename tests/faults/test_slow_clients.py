@@ -40,7 +40,7 @@ async def server(redis_url: str, tmp_path: Path) -> AsyncGenerator[ServerProcess
     prefix = f"test-{uuid.uuid4().hex[:12]}"
     store = await Store.open(redis_url, prefix)
     tenant = await store.tenants.create("lab")
-    key, _ = await store.tenants.create_key(tenant.tenant_id, "test")
+    key, _ = await store.api_keys.create(tenant.tenant_id, "test")
     await store.close()
     ready = tmp_path / "ready.json"
     environment = {

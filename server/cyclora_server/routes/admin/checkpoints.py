@@ -13,11 +13,11 @@ from cyclora_core.errors import NotFound
 from cyclora_core.ids import CheckpointPath
 from cyclora_core.records import Checkpoint
 from cyclora_server import access
-from cyclora_server.auth import IdentityDep, needs_admin
+from cyclora_server.auth import IdentityDep, needs_key
 from cyclora_server.services import Json, ServicesDep
 
 router = APIRouter(
-    prefix="/admin/v1/checkpoints", tags=["administration"], dependencies=needs_admin
+    prefix="/admin/v1/checkpoints", tags=["administration"], dependencies=needs_key
 )
 
 MAX_PAGE = 1000

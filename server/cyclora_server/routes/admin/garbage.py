@@ -9,13 +9,13 @@ from fastapi import APIRouter, Depends
 
 from cyclora_core.errors import UserError
 from cyclora_server import garbage
-from cyclora_server.auth import IdentityDep, needs_admin
+from cyclora_server.auth import IdentityDep, needs_key
 from cyclora_server.body import documented, json_body
 from cyclora_server.garbage import Garbage, GarbageKind
 from cyclora_server.services import Json, ServicesDep
 from cyclora_server.wire import admin_bodies
 
-router = APIRouter(prefix="/admin/v1", tags=["administration"], dependencies=needs_admin)
+router = APIRouter(prefix="/admin/v1", tags=["administration"], dependencies=needs_key)
 
 MAX_TOLD = 1000
 

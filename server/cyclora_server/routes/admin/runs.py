@@ -13,11 +13,11 @@ from cyclora_core.ids import CheckpointPath
 from cyclora_core.records import Checkpoint
 from cyclora_core.types import ModelRecord
 from cyclora_server import access, projects
-from cyclora_server.auth import IdentityDep, needs_admin
+from cyclora_server.auth import IdentityDep, needs_key
 from cyclora_server.services import Json, ServicesDep
 from cyclora_server.submission import submit_unload
 
-router = APIRouter(prefix="/admin/v1/runs", tags=["administration"], dependencies=needs_admin)
+router = APIRouter(prefix="/admin/v1/runs", tags=["administration"], dependencies=needs_key)
 
 MAX_PAGE = 1000
 Text = Annotated[str | None, Query(min_length=1, max_length=300)]
