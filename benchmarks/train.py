@@ -30,6 +30,7 @@ from work import (
 )
 
 from cyclora_workers.base_model import BaseModel
+from cyclora_workers.freed_memory import keep_freed_memory
 
 CASES = ((1, 4), (4, 4), (16, 4), (64, 1))
 """Tenants, and data of each."""
@@ -136,6 +137,7 @@ def main() -> None:
     options = parser.parse_args()
     # oneDNN keeps 1,024 compiled products of a process. Each way would have them to itself.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
+    keep_freed_memory()  # as a worker does; all ways share it
     cases, num_rounds = (QUICK_CASES, 2) if options.quick else (CASES, options.rounds)
     shapes = [TINY] if options.quick else [s for s in SHAPES if s.name in options.shapes]
     dtypes: list[str] | None = ["bfloat16"] if options.quick else options.dtypes
