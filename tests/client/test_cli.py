@@ -24,6 +24,7 @@ TENANT = {
     "tenant_id": "tenant-1",
     "name": "first",
     "created_at": "2026-01-02T03:04:05+00:00",
+    "weight": 1.0,
     "is_enabled": False,
     "disabled_reason": "the invoice is open",
 }
