@@ -60,6 +60,7 @@ async def authenticate(request: Request, services: ServicesDep) -> Identity:
     assert holder is not None, "else there would be an error"
     key = holder.key
     name_in_log(tenant_id=key.tenant_id)
+    request.state.tenant_id = key.tenant_id
     _note_use(services, holder, now_ms)
     rule = scopes.rule_of(request.method, request.scope["route"].path)
     scopes.check(rule, key.scopes, key.project_id)

@@ -26,7 +26,7 @@ _WBITS = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
 
 
 async def read_body(request: Request, services: Services) -> bytes:
-    """The request's body, decompressed; counted as held until the request is answered.
+    """The request's body, decompressed; held for its tenant until the request is answered.
 
     Raises:
         PayloadTooLarge: it exceeds a bound, as received or decompressed.
@@ -41,7 +41,7 @@ async def read_body(request: Request, services: Services) -> bytes:
         raise PayloadTooLarge(f"the body has {declared} bytes; at most {limit} are accepted")
     parts: list[bytes] = []
     total = 0
-    held = services.bodies.hold(getattr(request.state, "tenant_id", ""))
+    held = services.bodies.hold(request.state.tenant_id)
     request.state.held_body = held
     async for part in in_time(request.stream(), settings.body_grace_s):
         held.take(len(part))

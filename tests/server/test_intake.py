@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from cyclora_core.errors import Overloaded
 from cyclora_server.intake import BodyMemory, TooSlow, in_time
 from cyclora_server.services import Services
+from server.doubles.builders import SESSION, STRANGER_KEY, TENANT
 
 LIMIT = 1000
 
@@ -104,3 +105,20 @@ async def test_a_request_without_room_is_back_pressure(
     assert refused.status_code == 429
     for other in others:
         other.release()
+
+
+async def test_the_bodies_of_one_tenant_leave_room_for_those_of_another(
+    app: FastAPI, client: httpx.AsyncClient
+) -> None:
+    services: Services = app.state.services
+    of_tenant = services.bodies.hold(TENANT)
+    of_tenant.take(services.settings.max_bodies_bytes // 2)
+    body = {"session_id": SESSION}
+
+    refused = await client.post("/api/v1/session_heartbeat", json=body)
+    client.headers["X-API-Key"] = STRANGER_KEY
+    heard = await client.post("/api/v1/session_heartbeat", json=body)
+
+    assert refused.status_code == 429
+    assert heard.status_code == 404
+    of_tenant.release()
