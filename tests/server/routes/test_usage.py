@@ -72,6 +72,17 @@ async def test_an_administrator_sees_all_tenants_or_those_named(client: httpx.As
     assert nobody.json()["usage"] == []
 
 
+async def test_what_a_deleted_tenant_used_stays_in_the_sum_of_all(
+    client: httpx.AsyncClient, store: StoreDouble
+) -> None:
+    client.headers["X-API-Key"] = ADMIN_KEY
+    before = await asked(client, "/admin/v1/usage")
+
+    store.tenants.change(TENANT, deleted_at_ms=2000)
+
+    assert (await asked(client, "/admin/v1/usage")).json() == before.json()
+
+
 async def test_a_tenants_key_is_no_administrators(client: httpx.AsyncClient) -> None:
     assert (await client.get("/admin/v1/usage")).status_code == 403
 

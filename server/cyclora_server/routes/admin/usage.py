@@ -25,5 +25,6 @@ async def get_usage(
     services: ServicesDep,
     tenant: Annotated[list[str], Query(max_length=100)] = [],  # noqa: B006 - FastAPI reads it only
 ) -> Response:
-    tenant_ids = tenant or [each.tenant_id for each in await services.store.tenants.list()]
+    # Those that were deleted too: else the sum of all would shrink with each.
+    tenant_ids = tenant or [each.tenant_id for each in await services.store.tenants.list_all()]
     return await usage.answer(services, query, list(dict.fromkeys(tenant_ids)))
