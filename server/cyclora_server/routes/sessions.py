@@ -9,11 +9,12 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query
 
-from cyclora_core import ids
+from cyclora_core import accounts, ids
 from cyclora_core.clock import as_datetime
+from cyclora_core.errors import Forbidden
 from cyclora_core.records import Session
 from cyclora_server import access, projects, session_end, session_search, validate
-from cyclora_server.auth import IdentityDep, needs_key, user_urn
+from cyclora_server.auth import Identity, IdentityDep, needs_key, user_urn
 from cyclora_server.body import documented, json_body
 from cyclora_server.routes.scope import AccessScope, Scope
 from cyclora_server.services import Json, Services, ServicesDep
@@ -80,7 +81,8 @@ async def session_heartbeat(
     "models end: their state is dropped, and only checkpoints saved under a name are kept. Samples "
     "of weights that have no name fail if they have not begun. Of `detail`, the first "
     f"{MAX_DETAIL_CHARS} characters are kept. A session of which nothing is heard ends the same "
-    "way after a while.",
+    "way after a while. A key ends no more than it may begin: without the scope `train` no session "
+    "that has models, without `sample` too none that samples.",
     openapi_extra=documented(bodies.FinishSession),
 )
 async def finish_session(
@@ -90,11 +92,31 @@ async def finish_session(
     services: ServicesDep,
 ) -> Json:
     await access.owned_session(services, identity, session_id)
+    await _check_may_end(services, identity, session_id)
     detail = None if body.detail is None else body.detail[:MAX_DETAIL_CHARS]
     await services.store.sessions.finish(session_id, body.reason.type, detail)
     # Also when it is finished again: the first time may have been cut off half-way.
     await session_end.clean_up(services, session_id)
     return {}
+
+
+async def _check_may_end(services: Services, identity: Identity, session_id: str) -> None:
+    """Let only those end a session who could have opened what ends with it.
+
+    Every client closes its own session, so the route itself is open to keys of any scope.
+
+    Raises:
+        Forbidden: the key has no scope for it.
+    """
+    scopes = identity.key.scopes
+    if accounts.Scope.TRAIN in scopes:
+        return
+    if await services.store.models.of_session(session_id):
+        raise Forbidden(f"session {session_id} has models; to end it needs the scope train")
+    if accounts.Scope.SAMPLE in scopes:
+        return
+    if await services.store.sampling.of_session(session_id):
+        raise Forbidden(f"session {session_id} samples; to end it needs the scope sample or train")
 
 
 @router.put(

@@ -10,6 +10,7 @@ from tinker.types.session_search_response import SessionSearchResponse
 from tinker.types.session_status import SessionActive
 
 from cyclora_core import ids
+from cyclora_core.accounts import Scope
 from cyclora_core.ids import CheckpointKind
 from cyclora_core.operations import OperationKind
 from cyclora_core.records import Session
@@ -17,6 +18,7 @@ from cyclora_server.routes import sessions
 from cyclora_server.routes.sessions import MAX_DETAIL_CHARS
 from cyclora_server.settings import Settings
 from server.doubles.builders import (
+    KEY,
     MODEL,
     SAMPLER,
     SESSION,
@@ -134,6 +136,34 @@ async def test_finishing_a_session_ends_its_models_after_what_was_sent_before(
 
     assert answer.status_code == 200
     assert store.submitted(f"{MODEL}:7").kind is OperationKind.UNLOAD_MODEL
+
+
+@pytest.mark.parametrize(
+    ("scope", "opened", "status"),
+    [
+        (Scope.TRAIN, {MODEL, SAMPLER}, 200),
+        (Scope.SAMPLE, {MODEL, SAMPLER}, 403),
+        (Scope.SAMPLE, {SAMPLER}, 200),
+        (Scope.READ, {MODEL}, 403),
+        (Scope.READ, {SAMPLER}, 403),
+        (Scope.READ, set[str](), 200),
+    ],
+)
+async def test_a_key_ends_no_session_that_it_could_not_have_opened(
+    client: httpx.AsyncClient, store: StoreDouble, scope: Scope, opened: set[str], status: int
+) -> None:
+    store.api_keys.change(KEY, scopes=frozenset({scope}))
+    for records in (store.models.records, store.sampling.records):
+        for each in records.keys() - opened:
+            del records[each]
+
+    answer = await client.post(
+        f"/api/v1/sessions/{SESSION}/finish", json={"reason": {"type": "success"}}
+    )
+
+    assert answer.status_code == status
+    is_live = store.sessions.records[SESSION].finished_reason is None
+    assert is_live is (status == 403)
 
 
 async def test_a_session_finished_twice_ends_its_models_once(
