@@ -128,19 +128,23 @@ async def readable_run(
 
 
 async def is_open_session(services: Services, identity: Identity, session_id: str) -> bool:
-    """Whether a session of the tenant is of the project that the key is bound to, if it is."""
+    """Whether a session of the tenant is of the project that the key is bound to, if it is.
+
+    One that no client opened is of none: keys of all projects sample in it over the OpenAI API.
+    """
     if identity.key.project_id is None:
         return True
     session = await services.store.sessions.get(session_id)
-    return projects.is_open(identity, projects.of_session(session))
+    return session is not None and projects.is_open(identity, projects.of_session(session))
 
 
 async def _is_own(services: Services, identity: Identity, model: ModelRecord) -> bool:
     if model.tenant_id != identity.tenant_id:
         return False
-    if model.project_id:
-        return projects.is_open(identity, model.project_id)
-    return await is_open_session(services, identity, model.session_id)
+    if identity.key.project_id is None:
+        return True
+    project_of = await projects.of_models(services, [model])
+    return projects.is_open(identity, project_of[model.model_id])
 
 
 async def _is_own_checkpoint(

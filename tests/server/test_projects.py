@@ -9,8 +9,9 @@ import pytest
 
 from cyclora_core import ids
 from cyclora_core.ids import CheckpointKind, CheckpointPath
-from cyclora_core.records import Session
-from server.doubles.builders import KEY, TENANT, checkpoint, model_record
+from cyclora_core.operations import OperationKind
+from cyclora_core.records import Future, FutureState, SamplingSession, Session
+from server.doubles.builders import BASE, KEY, TENANT, checkpoint, model_record
 from server.doubles.store import StoreDouble
 
 SESSIONS = {
@@ -132,3 +133,27 @@ async def test_the_same_idempotency_key_finds_nothing_of_another_project(
         created.append(answer.json()["session_id"])
 
     assert len(set(created)) == 3
+
+
+@pytest.mark.parametrize("project_id", ["alpha", "default"])
+async def test_samples_of_the_openai_routes_are_of_no_project_that_a_bound_key_can_ask(
+    client: httpx.AsyncClient, store: StoreDouble, project_id: str
+) -> None:
+    """Their ids follow from the names of tenant and model; keys of all projects draw there."""
+    session_id = "99999999-2222-3333-4444-555555555555"
+    sampler = ids.sampling_session_id(session_id, 0)
+    record = SamplingSession(sampler, TENANT, session_id, BASE.name, None, None, 1000)
+    store.sampling.records[sampler] = record
+    request_id = f"{sampler}:7"
+    store.futures.records[request_id] = Future(
+        request_id, TENANT, sampler, 7, OperationKind.SAMPLE, FutureState.PENDING
+    )
+    store.api_keys.change(KEY, project_id=project_id)
+
+    answers = [
+        await client.post("/api/v1/retrieve_future", json={"request_id": request_id}),
+        await client.post("/api/v1/cancel_future", json={"request_id": request_id}),
+        await client.get(f"/api/v1/samplers/{sampler}"),
+    ]
+
+    assert [each.status_code for each in answers] == [404, 404, 404]
