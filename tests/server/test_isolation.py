@@ -312,6 +312,8 @@ IN_PATHS = {
     "base_model:path": BASE.name,
     "tenant_id": TENANT,
     "key_id": "key-a",
+    "worker_id": "worker-1",
+    "model_id": MODEL,
 }
 IN_QUERIES = f"project_id={SESSION}&session_id={SESSION}&tenant_id={TENANT}"
 IN_BODIES: dict[str, Any] = {

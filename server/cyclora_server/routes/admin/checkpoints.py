@@ -16,9 +16,7 @@ from cyclora_server import access
 from cyclora_server.auth import IdentityDep, needs_key
 from cyclora_server.services import Json, ServicesDep
 
-router = APIRouter(
-    prefix="/admin/v1/checkpoints", tags=["administration"], dependencies=needs_key
-)
+router = APIRouter(prefix="/admin/v1/checkpoints", tags=["administration"], dependencies=needs_key)
 
 MAX_PAGE = 1000
 Text = Annotated[str | None, Query(min_length=1, max_length=300)]
