@@ -11,11 +11,12 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from core.builders import SESSION_ID, model_id
+from core.builders import SESSION_ID, add_worker, model_id, submission, submit
 from core.test_store_checkpoints import checkpoint
 from cyclora_core.accounts import TENANT_SCOPES, Scope
 from cyclora_core.clock import ManualClock
 from cyclora_core.ids import CheckpointKind, CheckpointPath
+from cyclora_core.operations import OperationKind
 from cyclora_core.records import Checkpoint, Session
 from cyclora_core.store import Store
 from cyclora_server.app import create_app
@@ -33,6 +34,7 @@ class Act:
 
     event: str
     body: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    query: Mapping[str, str] = field(default_factory=dict[str, str])
     after: str = ""
     """A route that is called first, for there to be something to change."""
 
@@ -43,6 +45,16 @@ ADMIN_ACTS = {
     "DELETE /admin/v1/tenants/{tenant_id}": Act("organization_delete"),
     "POST /admin/v1/keys": Act("organization_key_create", {"tenant_id": "{tenant_id}"}),
     "DELETE /admin/v1/keys/{key_id}": Act("organization_key_revoke"),
+    "PUT /admin/v1/tenants/{tenant_id}/quotas": Act("organization_update", {"max_rank": 8}),
+    "POST /admin/v1/queue/cancel": Act("queue_cancel", {"model_id": "{model_id}"}),
+    "POST /admin/v1/workers/{worker_id}/drain": Act("worker_drain"),
+    "POST /admin/v1/workers/{worker_id}/resume": Act("worker_resume"),
+    "POST /admin/v1/models/{model_id}/load": Act("model_load"),
+    "POST /admin/v1/models/{model_id}/unload": Act("model_unload"),
+    "POST /admin/v1/models/{model_id}/move": Act("model_move", {"worker_id": "{worker_id}"}),
+    "DELETE /admin/v1/runs/{model_id}": Act("run_delete"),
+    "DELETE /admin/v1/checkpoints": Act("checkpoint_delete", query={"path": "{path}"}),
+    "POST /admin/v1/garbage": Act("garbage_collect", {"dry_run": False}),
 }
 """Every route below ``/admin`` that is no GET."""
 
@@ -81,8 +93,13 @@ class Deployment:
 
     async def act(self, route: str, act: Act, secret: str) -> httpx.Response:
         method, path = self.filled(route).split(" ", 1)
-        body = {name: self.filled(value) for name, value in act.body.items()}
-        return await self.http.request(method, path, json=body, headers={"X-API-Key": secret})
+        body, query = (
+            {name: self.filled(value) for name, value in each.items()}
+            for each in (act.body, act.query)
+        )
+        return await self.http.request(
+            method, path, json=body, params=query, headers={"X-API-Key": secret}
+        )
 
     def filled(self, value: Any) -> Any:
         return value.format(**self.ids) if isinstance(value, str) else value
@@ -118,6 +135,12 @@ async def deployment(
     )
     now_ms = clock.now_ms()
     await store.sessions.create(Session(SESSION_ID, tenant.tenant_id, now_ms, now_ms))
+    await submit(
+        store,
+        submission(OperationKind.CREATE_MODEL, 0, tenant_id=tenant.tenant_id),
+        submission(OperationKind.OPTIM_STEP, 1, tenant_id=tenant.tenant_id),
+    )
+    await add_worker(store, "worker-1")
     await store.sessions.finish(SESSION_ID, "success")
     path = CheckpointPath(model_id(), CheckpointKind.SAMPLER, "final")
     await store.checkpoints.put(record_of(tenant.tenant_id, path))
@@ -126,6 +149,8 @@ async def deployment(
         "key_id": record.key_id,
         "session_id": SESSION_ID,
         "run": model_id(),
+        "model_id": model_id(),
+        "worker_id": "worker-1",
         "kind": path.kind,
         "name": path.name,
         "path": str(path),

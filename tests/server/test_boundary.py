@@ -125,6 +125,10 @@ async def test_the_documentation_describes_every_json_body(app: FastAPI) -> None
         "/api/v1/forward",
         "/api/v1/forward_backward",
         "/api/v1/training_runs/{run}/checkpoints/{kind}/{name}/publish",  # has none
+        "/admin/v1/workers/{worker_id}/drain",
+        "/admin/v1/workers/{worker_id}/resume",
+        "/admin/v1/models/{model_id}/load",
+        "/admin/v1/models/{model_id}/unload",
     }
 
     assert {path for path, post in posts.items() if "requestBody" not in post} == without_json_body
