@@ -170,6 +170,8 @@ class Submission:
     """
     num_samples: int = 0
     """Sequences that a sample draws; 0 of any other operation."""
+    num_prompt_tokens: int = 0
+    """Of ``num_tokens`` those that a sample does not draw."""
     weights_path: str | None = None
     """The checkpoint that a sample uses, by which it goes to the worker that has it in memory."""
     key_id: str = ""

@@ -50,6 +50,7 @@ class Draft:
     weights_path: str | None = None
     shared_tokens: Sequence[int] = ()
     num_samples: int = 0
+    num_prompt_tokens: int = 0
 
     @classmethod
     def of(
@@ -61,8 +62,13 @@ class Draft:
     ) -> Draft:
         encoded = payload.encode(body.to_payload())
         if isinstance(body, SampleBody):
-            path, num_samples = body.weights_path, body.num_samples
-            return cls(encoded, num_tokens, weights_path=path, num_samples=num_samples)
+            return cls(
+                encoded,
+                num_tokens,
+                weights_path=body.weights_path,
+                num_samples=body.num_samples,
+                num_prompt_tokens=body.prompt_tokens.size,
+            )
         return cls(encoded, num_tokens, datum_tokens, shared_tokens=shared_tokens)
 
 
@@ -104,6 +110,7 @@ class Target:
             new_model=new_model,
             sent=self.sent,
             num_samples=draft.num_samples,
+            num_prompt_tokens=draft.num_prompt_tokens,
             weights_path=draft.weights_path,
             key_id=self.key_id,
             project_id=self.project_id,

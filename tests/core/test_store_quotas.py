@@ -14,11 +14,14 @@ from cyclora_core import ids
 from cyclora_core.clock import ManualClock
 from cyclora_core.errors import ErrorCategory, OverBudget, OverQuota, UserError
 from cyclora_core.operations import LoraConfig, OperationKind
+from cyclora_core.partials import Partial, PartialToken
 from cyclora_core.records import NewModel, OperationError, Submission, SubmitOutcome
 from cyclora_core.store import Store
 from cyclora_core.store.cancellations import CancelOutcome
+from cyclora_core.store.metering import hour_of
 from cyclora_core.store.operations import Outcome
 from cyclora_core.types import Cycle, PlannedModel, PlannedOperation, PlannedSample
+from cyclora_core.usage import Charge, Meter, Metered
 from cyclora_core.waiting import Assignment, WorkerStats
 
 UNLOAD = OperationKind.UNLOAD_MODEL
@@ -155,6 +158,33 @@ async def test_a_cancelled_sample_is_queued_no_more(store: Store, has_started: b
 
     assert (await store.quotas.use(team)).operations == 0
     assert await submit(store, drawing(team, 2, 10)) == [SubmitOutcome.ACCEPTED]
+
+
+async def test_what_a_stream_has_shown_is_charged_however_it_ends(
+    store: Store, clock: ManualClock
+) -> None:
+    """Else whoever hangs up before the last token would have all of them for nothing."""
+    team = await tenant(store)
+    streamed = dataclasses.replace(
+        drawing(team, 1, 50), num_prompt_tokens=20, key_id="key-a", project_id="paper"
+    )
+    await submit(store, streamed)
+    await start(store)
+    shown = Partial(f"{SAMPLER}:1", 0, [PartialToken(0, 5, -0.5)] * 3)
+    await store.operations.show_partials("worker-1", [shown])
+
+    for _ in range(2):
+        await store.cancellations.cancel(team, BASE_MODEL, SAMPLER, 1)
+
+    use = await store.quotas.use(team)
+    assert (use.tokens_today, use.tokens_this_month, use.tokens) == (23, 23, 0)
+    hour = hour_of(clock.now_ms())
+    charge = Charge(BASE_MODEL, SESSION_ID, "paper", "", "key-a")
+    assert await store.metering.used(team, hour, hour + 1) == [
+        Metered(hour, Meter.PREFILL, charge, 20),
+        Metered(hour, Meter.SAMPLED, charge, 3),
+    ]
+    assert await store.tenants.usage(team) == {"prefilled_tokens": 20, "sampled_tokens": 3}
 
 
 async def test_samples_beyond_the_quota_come_in_when_others_have_finished(store: Store) -> None:

@@ -11,9 +11,12 @@ from enum import StrEnum
 
 from cyclora_core import ids
 from cyclora_core.errors import ErrorCategory, ServerError
+from cyclora_core.partials import RECORD_BYTES
+from cyclora_core.quotas import day_of, month_of
 from cyclora_core.records import FutureState
 from cyclora_core.store.connection import Connection, text
 from cyclora_core.store.futures import FUTURE_TTL_MS, clone_of
+from cyclora_core.store.metering import METERED_KEPT_S, hour_of
 
 _MAX_TRIES = 16
 _MESSAGE = "the sample was cancelled by its client"
@@ -36,6 +39,7 @@ class Cancellations:
         self._connection = connection
         self._redis = connection.client
         self._keys = connection.keys
+        self._clock = connection.clock
 
     async def cancel(
         self,
@@ -47,6 +51,7 @@ class Cancellations:
     ) -> CancelOutcome:
         """End a sample that waits or runs; doing it twice is doing it once.
 
+        What a stream has shown by then is charged; of others nobody has got anything.
         ``message`` is what the tenant reads.
 
         Raises:
@@ -54,6 +59,7 @@ class Cancellations:
         """
         keys = self._keys
         request_id = ids.request_id(sampling_session_id, seq_id)
+        session_id, now_ms = ids.session_of(sampling_session_id), self._clock.now_ms()
         for _ in range(_MAX_TRIES):
             worker_id = text(await self._redis.hget(keys.future(request_id), "owner"))
             reply = await self._connection.run(
@@ -67,9 +73,12 @@ class Cancellations:
                     keys.worker_samples(worker_id),
                     keys.worker_cancelled(worker_id),
                     keys.worker_inbox(worker_id),
-                    keys.pending_samples(ids.session_of(sampling_session_id)),
+                    keys.pending_samples(session_id),
                     keys.partial(request_id),
                     keys.quota_use(tenant_id),
+                    keys.usage(tenant_id),
+                    keys.metered(tenant_id, hour_of(now_ms)),
+                    keys.session(session_id),
                 ],
                 [
                     worker_id,
@@ -80,6 +89,12 @@ class Cancellations:
                     FUTURE_TTL_MS,
                     keys.settled_channel(),
                     request_id,
+                    RECORD_BYTES,
+                    base_model,
+                    session_id,
+                    METERED_KEPT_S * 1000,
+                    day_of(now_ms),
+                    month_of(now_ms),
                 ],
             )
             if reply != b"moved":

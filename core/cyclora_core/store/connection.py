@@ -46,7 +46,7 @@ _COUNT_DEMAND = frozenset(
     }
 )
 _CHANGE_CHECKPOINTS = frozenset({"put_checkpoint", "drop_checkpoint", "record_copy"})
-_METER = _CHANGE_CHECKPOINTS | {"settle", "settle_sample"}
+_METER = _CHANGE_CHECKPOINTS | {"settle", "settle_sample", "cancel_sample"}
 
 # Redis refuses a script for want of memory only at its first write, and only if that write could
 # take memory; DEL cannot. So a script that begins with this one, of a key that never exists, runs

@@ -401,6 +401,8 @@ def _future_fields(submission: Submission, now_ms: int) -> str:
     }
     if submission.kind is OperationKind.SAMPLE and submission.weights_path is not None:
         fields["run_id"] = CheckpointPath.parse(submission.weights_path).model_id
+    if submission.num_prompt_tokens:
+        fields["prompt_tokens"] = str(submission.num_prompt_tokens)
     if submission.key_id:
         fields["key_id"] = submission.key_id
     if submission.project_id is not None:

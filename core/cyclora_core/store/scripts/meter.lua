@@ -15,6 +15,12 @@ local function project_of(session, fallback)
   return (fallback and fallback ~= '') and fallback or DEFAULT_PROJECT
 end
 
+-- Whom a sample is charged to.
+local function charge_of_sample(future, session, base_model, session_id)
+  local who = redis.call('HMGET', future, 'run_id', 'key_id', 'project_id')
+  return {base_model, session_id, project_of(session, who[3]), who[1] or '', who[2] or ''}
+end
+
 local function counted(metered, meter, charge, amount)
   local field = cjson.encode({meter, unpack(charge)})
   redis.call('HINCRBY', metered, field, string.format('%.0f', amount))

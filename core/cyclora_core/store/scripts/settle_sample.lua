@@ -26,9 +26,7 @@ if ARGV[2] == 'done' then
   redis.call('HSET', KEYS[1], 'result', ARGV[3])
   redis.call('HINCRBY', KEYS[5], 'prefilled_tokens', ARGV[9])
   redis.call('HINCRBY', KEYS[5], 'sampled_tokens', ARGV[10])
-  local who = redis.call('HMGET', KEYS[1], 'run_id', 'key_id', 'project_id')
-  local project = project_of(KEYS[10], who[3])
-  local charge = {ARGV[11], ARGV[12], project, who[1] or '', who[2] or ''}
+  local charge = charge_of_sample(KEYS[1], KEYS[10], ARGV[11], ARGV[12])
   counted(KEYS[7], 'prefill', charge, tonumber(ARGV[9]))
   counted(KEYS[7], 'sampled', charge, tonumber(ARGV[10]))
   if ARGV[17] ~= '0' then
