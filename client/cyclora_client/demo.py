@@ -57,7 +57,7 @@ class Tenant:
 
 
 def main() -> int:
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, emoji=False, soft_wrap=True)
     try:
         keep = os.environ.get("KEEP", "") not in ("", "0")
         with running_server(keep=keep) as up:

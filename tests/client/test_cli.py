@@ -167,6 +167,55 @@ def test_tenants_are_a_table_that_cuts_no_identifier(answer: Callable[..., None]
     assert row.split()[:2] == ["tenant-1", "long" * 20]
 
 
+def test_tables_show_identifiers_as_they_are(answer: Callable[..., None]) -> None:
+    """Also where terminals have a picture for a part of them, such as ``:train:``."""
+    answer({"tenants": [TENANT | {"name": "0fed:train:0 [bold]:rocket:"}]})
+
+    assert (
+        "0fed:train:0 [bold]:rocket:"
+        in invoke("admin", "tenants", "list", CYCLORA_ADMIN_KEY="tml-admin").stdout
+    )
+
+
+def test_lists_in_a_cell_are_words_with_commas(answer: Callable[..., None]) -> None:
+    key = {
+        "key_id": "key-1",
+        "tenant_id": "tenant-1",
+        "name": "laptop",
+        "scopes": ["read", "train"],
+        "created_at": TENANT["created_at"],
+        "revoked_at": None,
+    }
+    answer({"keys": [key]})
+
+    assert (
+        "read,train"
+        in invoke("admin", "keys", "list", CYCLORA_ADMIN_KEY="tml-admin").stdout.split()
+    )
+
+
+def test_workers_are_a_row_each_without_all_that_they_say_of_themselves(
+    answer: Callable[..., None],
+) -> None:
+    worker = {
+        "worker_id": "worker-0-1f",
+        "base_model": TINY_CHAT,
+        "registered_at": TENANT["created_at"],
+        "is_alive": True,
+        "cycle_id": None,
+        "info": {"name": "worker-0", "tokens_per_s": 3194.8, "used_sample_tokens": {"t": 1}},
+    }
+    answer({"workers": [worker]})
+
+    command = ["admin", "workers", "list", "--admin-key", "tml-admin"]
+    head, row = invoke(*command).stdout.splitlines()
+    assert head.split()[:3] == ["worker_id", "name", "base_model"]
+    assert row.split()[:3] == ["worker-0-1f", "worker-0", TINY_CHAT]
+    assert "3194.8" in row
+    assert "used_sample_tokens" not in head + row
+    assert json.loads(invoke(*command, "--json").stdout)[0]["info"] == worker["info"]
+
+
 def test_json_is_for_programs(answer: Callable[..., None]) -> None:
     answer(TENANT)
 

@@ -64,8 +64,9 @@ def show_rows(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
         table.add_column(name, no_wrap=True)
     for row in rows:
         table.add_row(*(escape(_cell(value)) for value in row.values()))
-    # Never cut: an identifier that ends in dots is of no use to the next command.
-    Console(width=_UNLIMITED_WIDTH, highlight=False).print(table)
+    # Never cut or replaced: an identifier that ends in dots, or in which ":train:" has become a
+    # picture of one, is of no use to the next command.
+    Console(width=_UNLIMITED_WIDTH, highlight=False, emoji=False).print(table)
 
 
 def _cell(value: Any) -> str:
@@ -75,4 +76,8 @@ def _cell(value: Any) -> str:
         return value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return json.dumps(value) if isinstance(value, dict | list) else str(value)
+    if isinstance(value, list):
+        return ",".join(map(_cell, value))
+    if isinstance(value, dict):
+        return " ".join(f"{name}={_cell(part)}" for name, part in value.items())
+    return str(value)

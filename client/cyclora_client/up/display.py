@@ -49,7 +49,7 @@ class TerminalDisplay:
     """A live progress bar for each process until all are ready, then the summary."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Console(stderr=True, highlight=False, emoji=False)
         self._progress = Progress(
             TextColumn("{task.fields[name]:<10}"),
             BarColumn(bar_width=24),
@@ -81,7 +81,7 @@ class TerminalDisplay:
 
     def ready(self, summary: Summary) -> None:
         self._close()
-        Console(highlight=False).print(_text(summary), markup=False, soft_wrap=True)
+        Console(highlight=False, emoji=False).print(_text(summary), markup=False, soft_wrap=True)
 
     def failed(self, error: Exception) -> None:
         self._close()
