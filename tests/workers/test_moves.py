@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from cyclora_core import ids
+from cyclora_core.clock import ManualClock
 from cyclora_core.operations import OperationKind, PassResult
 from cyclora_core.placement import Action, Place, PlacedModel, Wish
 from cyclora_core.records import FutureState, WorkerStatus
+from cyclora_core.store import Store
+from cyclora_workers.base_model import BaseModel
 from cyclora_workers.snapshot_writer import SnapshotWriter
 from workers.builders import cross_entropy
 from workers.harness import SESSION_ID, STEP, Harness, run_steps, same
+from workers.test_recovery import run_cycles
 
 MODEL_1 = ids.model_id(SESSION_ID, 1)
 LENGTHS = [7, 13, 1, 9]
@@ -166,6 +172,42 @@ async def test_a_model_that_storage_does_not_take_stays_and_says_so(
     assert kept.wish is None
     assert "storage did not take" in kept.note
     assert all(same(a, b) for a, b in zip(undisturbed, first + rest, strict=True))
+
+
+@pytest.mark.parametrize("action", [Action.UNLOAD, Action.LOAD])
+async def test_a_pass_in_progress_ends_with_the_same_bits_where_its_model_stays(
+    store: Store,
+    clock: ManualClock,
+    tmp_path: Path,
+    base_model: BaseModel,
+    monkeypatch: pytest.MonkeyPatch,
+    action: Action,
+) -> None:
+    """The state is not written, or the model is here already: neither fails the pass."""
+    harness = Harness(store, clock, tmp_path, base_model, min_cycle_tokens=2048)
+    await harness.start_worker()
+    results: list[PassResult] = []
+
+    async def refused(*_args: object) -> None:
+        raise OSError("disk full")
+
+    for model in (0, 1):
+        await harness.create(model)
+        request = await harness.train(cross_entropy([100] * 60, seed=3), model)
+        if model == 1:
+            await run_cycles(harness, 1)
+            assert (await harness.future(request)).state is FutureState.PENDING
+            with monkeypatch.context() as patched:
+                patched.setattr(SnapshotWriter, "write_files", refused)
+                await store.placements.wish(MODEL_1, Wish(action))
+                await run_cycles(harness, 1)
+        after = await harness.train(cross_entropy([5]), model)
+        await harness.run_until_idle()
+        results += [await harness.pass_result(each) for each in (request, after)]
+
+    assert (await placed(harness)).wish is None
+    assert same(results[0], results[2])
+    assert same(results[1], results[3])
 
 
 async def test_a_worker_that_dies_while_a_model_moves_loses_nothing(harness: Harness) -> None:

@@ -6,10 +6,12 @@
 local held = redis.call('HMGET', KEYS[1], 'worker_id', 'epoch', 'wish')
 if held[1] ~= ARGV[1] or held[2] ~= ARGV[2] then return 'fenced' end
 local is_kept = ARGV[4] ~= ''
+-- Part of a pass was undone before the state was written, also when it could not be.
+redis.call('HSET', KEYS[1], 'partial_seq_id', -1, 'partial_stop', 0)
 if is_kept then
   redis.call('HSET', KEYS[1], 'wish_note', ARGV[4])
 else
-  redis.call('HSET', KEYS[1], 'worker_id', '', 'partial_seq_id', -1, 'partial_stop', 0)
+  redis.call('HSET', KEYS[1], 'worker_id', '')
   redis.call('HDEL', KEYS[2], ARGV[3])
 end
 if held[3] and (is_kept or held[3] == 'unload:') then
