@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol
 
 import pytest
 from redis.asyncio import Redis
@@ -16,10 +16,19 @@ from cyclora_core import ids
 from cyclora_core.errors import FencedOut, ServerError
 from cyclora_core.records import FutureState, SubmitOutcome
 from cyclora_core.store import Store
+from cyclora_core.store.connection import Connection
 from cyclora_core.store.cycles import DispatchOutcome
 from cyclora_core.store.operations import Outcome, SettleOutcome
 from cyclora_core.types import Cycle, PlannedSample
 from cyclora_core.waiting import WaitingSample, WorkerStats
+
+
+class LoseAnswers(Protocol):
+    """Names the script whose answer is lost, and what happens before it is asked again."""
+
+    def __call__(
+        self, lost: str, between: Callable[[], Awaitable[object]] | None = None
+    ) -> None: ...
 
 
 def sample_cycle(samples: Sequence[WaitingSample], worker_id: str = "worker-1") -> Cycle:
@@ -154,6 +163,53 @@ async def test_a_dead_worker_loses_its_samples_to_the_head_of_the_queue(store: S
     with pytest.raises(FencedOut):
         await settle_sample(store, "worker-1")
     assert await settle_sample(store, "worker-2") is SettleOutcome.SETTLED
+
+
+@pytest.fixture
+def answers_lost(monkeypatch: pytest.MonkeyPatch) -> LoseAnswers:
+    """Have a script run again with the same arguments, as when its answer was lost."""
+    run = Connection.run
+
+    def lose(lost: str, between: Callable[[], Awaitable[object]] | None = None) -> None:
+        async def twice(self: Connection, script: str, keys: Any, args: Any) -> Any:
+            reply = await run(self, script, keys, args)
+            if script == lost:
+                if between is not None:
+                    await between()
+                reply = await run(self, script, keys, args)
+            return reply
+
+        monkeypatch.setattr(Connection, "run", twice)
+
+    return lose
+
+
+async def test_a_burial_whose_answer_was_lost_queues_each_sample_once(
+    store: Store, answers_lost: LoseAnswers
+) -> None:
+    await add_worker(store)
+    await submit(store, sample(1), sample(2))
+    await dispatch_samples(store)
+    await add_worker(store, "worker-2", "worker")
+
+    answers_lost("bury")
+    assert await store.cycles.bury("t", "worker-1", BASE_MODEL)
+
+    seq_ids = [s.operation.seq_id for s in (await gathered(store)).samples]
+    assert seq_ids == [1, 2]
+
+
+async def test_a_registration_whose_answer_was_lost_keeps_the_cycle_given_meanwhile(
+    store: Store, answers_lost: LoseAnswers
+) -> None:
+    await submit(store, sample(1))
+
+    answers_lost("register_worker", lambda: dispatch_samples(store))
+    await add_worker(store)
+
+    cycle = await store.workers.claim("worker-1", 0, 0)
+    assert cycle is not None
+    assert [each.seq_id for each in cycle.samples] == [1]
 
 
 async def test_a_worker_that_is_alive_is_not_buried(store: Store) -> None:

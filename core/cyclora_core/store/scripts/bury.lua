@@ -8,6 +8,8 @@
 -- Its models need nothing: their unsettled operations are still in the log, and the next
 -- dispatch gives them a new epoch.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 'not_leader' end
+-- Asked again because the answer was lost: its samples are in their queues already.
+if redis.call('SISMEMBER', KEYS[3], ARGV[2]) == 0 then return 'buried' end
 if redis.call('EXISTS', KEYS[4]) == 1 then return 'alive' end
 local key, arg = 9, 2
 while key + 3 <= #KEYS do

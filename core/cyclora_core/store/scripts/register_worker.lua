@@ -7,8 +7,11 @@
 -- Atomic because two processes of one name must not both be taken for alive.
 local earlier = redis.call('HGET', KEYS[3], ARGV[2]) or ''
 redis.call('HSET', KEYS[3], ARGV[2], ARGV[1])
-redis.call('HSET', KEYS[1], 'base_model', ARGV[4], 'name', ARGV[2], 'registered_at_ms', ARGV[6],
-  'cycle_id', '', 'cycle', '', 'stats', ARGV[7])
+-- Asked again because the answer was lost, it may have been given a cycle meanwhile.
+if redis.call('EXISTS', KEYS[1]) == 0 then
+  redis.call('HSET', KEYS[1], 'base_model', ARGV[4], 'name', ARGV[2], 'registered_at_ms', ARGV[6],
+    'cycle_id', '', 'cycle', '', 'stats', ARGV[7])
+end
 redis.call('SADD', KEYS[2], ARGV[1])
 redis.call('SET', KEYS[4], 1, 'PX', ARGV[3])
 redis.call('HSET', KEYS[5], ARGV[4], ARGV[5])
