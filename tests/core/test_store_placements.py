@@ -7,8 +7,11 @@ import pytest
 from core.builders import BASE_MODEL, add_worker, model_id, submission, submit
 from core.test_store_operations import CREATE, assign, gathered
 from cyclora_core.errors import NotFound
+from cyclora_core.operations import OperationKind
 from cyclora_core.placement import Action, Held, Place, Wish
 from cyclora_core.store import Store
+from cyclora_core.types import Cycle, DatumRange, PlannedModel, PlannedOperation
+from cyclora_core.waiting import Assignment, WorkerStats
 
 UNLOAD = Wish(Action.UNLOAD)
 
@@ -111,3 +114,21 @@ async def test_a_worker_that_does_not_live_cannot_be_drained(store: Store, model
 
     with pytest.raises(NotFound, match="worker-1"):
         await store.workers.set_draining("worker-1", True, tenant_id="operator")
+
+
+async def test_a_load_of_a_model_that_is_here_keeps_the_part_of_a_pass_that_ran(
+    store: Store, model: str
+) -> None:
+    await store.workers.release("worker-1", 1, WorkerStats())
+    part = PlannedOperation(f"{model}:1", OperationKind.FORWARD_BACKWARD, 1, DatumRange(0, 2))
+    planned = [PlannedModel(model, "tenant-a", 1, [part]), PlannedModel(model, "tenant-a", 1, [])]
+    await submit(store, submission(OperationKind.FORWARD_BACKWARD, 1, datum_tokens=[5, 5, 5]))
+
+    for cycle_id, each in enumerate(planned, 2):
+        cycle = Cycle(0, BASE_MODEL, "worker-1", [each], [])
+        assignment = Assignment(each, "worker-1", 1)
+        assert await store.cycles.dispatch("t", cycle, [assignment], []) == cycle_id
+        await store.workers.release("worker-1", cycle_id, WorkerStats())
+
+    (waiting,) = (await gathered(store)).models
+    assert (waiting.partial_seq_id, waiting.partial_stop) == (1, 2)

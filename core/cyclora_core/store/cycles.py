@@ -184,13 +184,15 @@ class Cycles:
             part = last.datum_range if last else None
             passes = [each.request_id for each in planned.operations if each.kind.is_pass]
             starting.setdefault(planned.tenant_id, []).extend(passes)
+            stays = assignment.expected_worker_id == cycle.worker_id
+            no_part = "" if stays and last is None else -1
             held_by = keys.worker_models(assignment.expected_worker_id or cycle.worker_id)
             models += [keys.model(planned.model_id), held_by]
             args += [
                 assignment.expected_worker_id or "",
                 assignment.expected_epoch,
                 planned.epoch,
-                last.seq_id if last and part else -1,
+                last.seq_id if last and part else no_part,
                 part.stop if part else 0,
                 planned.model_id,
                 str(assignment.wish or ""),

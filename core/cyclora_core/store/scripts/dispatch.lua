@@ -6,8 +6,9 @@
 --       start: quota_use (hash), their futures
 -- ARGV: 1 leader token  2 worker_id  3 base_model  4 cycle (JSON without number)
 --       5 nonce of this dispatch  6 number of models  7 number of samples  8 now_ms
---       then for each model: expected worker_id, expected epoch, new epoch, partial_seq_id,
---       partial_stop, model_id, the wish that this fulfils or "";  then for each sample: queue
+--       then for each model: expected worker_id, expected epoch, new epoch, partial_seq_id, or ""
+--       of one that stays and runs nothing, partial_stop, model_id, the wish that this fulfils or
+--       "";  then for each sample: queue
 --       entry, request_id, tenant_id;  then for each tenant: tenant_id, number of futures
 -- Returns: the cycle_id, or "not_leader", "busy", "dead" or "stale".
 -- Atomic because a cycle that is numbered but not handed over, or a sample that left its queue
@@ -30,8 +31,10 @@ local cycle_id = redis.call('HINCRBY', KEYS[5], ARGV[3], 1)
 for i = 1, num_models do
   local at = 8 + (i - 1) * 7
   local model, model_id = KEYS[9 + 2 * i], ARGV[at + 6]
-  redis.call('HSET', model, 'worker_id', ARGV[2], 'epoch', ARGV[at + 3],
-    'partial_seq_id', ARGV[at + 4], 'partial_stop', ARGV[at + 5])
+  redis.call('HSET', model, 'worker_id', ARGV[2], 'epoch', ARGV[at + 3])
+  if ARGV[at + 4] ~= '' then
+    redis.call('HSET', model, 'partial_seq_id', ARGV[at + 4], 'partial_stop', ARGV[at + 5])
+  end
   if ARGV[at + 1] ~= ARGV[2] then redis.call('HDEL', KEYS[10 + 2 * i], model_id) end
   redis.call('HSETNX', KEYS[9], model_id, '')
   if ARGV[at + 7] ~= '' and redis.call('HGET', model, 'wish') == ARGV[at + 7] then
