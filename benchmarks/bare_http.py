@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -28,7 +29,7 @@ class BareTenant:
         """Answers that were back-pressure."""
 
     async def __aenter__(self) -> Self:
-        self._reader, self._writer = await asyncio.open_connection(self._host, self._port)
+        await self._connect()
         return self
 
     async def __aexit__(
@@ -71,8 +72,14 @@ class BareTenant:
         """Submit, and wait for the result."""
         return await self.outcome((await self.post(route, body))["request_id"])
 
+    async def _connect(self) -> None:
+        self._reader, self._writer = await asyncio.open_connection(self._host, self._port)
+
     async def _once(self, route: str, body: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
         assert self._writer is not None
+        if self._reader.at_eof():  # a server closes what was idle for some seconds
+            self._writer.close()
+            await self._connect()
         content = json.dumps(body)
         self._writer.write(
             f"POST /api/v1/{route} HTTP/1.1\r\nHost: {self._host}\r\nX-API-Key: {self._api_key}\r\n"
@@ -83,3 +90,16 @@ class BareTenant:
         answer = await self._reader.readexactly(int(headers["content-length"]))
         self.num_requests += 1
         return int(head[0].split()[1]), json.loads(answer)
+
+
+def random_datum(rng: random.Random, num_tokens: int) -> dict[str, Any]:
+    """One for cross_entropy, as JSON."""
+    ids = [rng.randrange(10, 500) for _ in range(num_tokens + 1)]
+    weights = {"data": [1.0] * num_tokens, "dtype": "float32", "shape": [num_tokens]}
+    return {
+        "model_input": {"chunks": [{"type": "encoded_text", "tokens": ids[:-1]}]},
+        "loss_fn_inputs": {
+            "target_tokens": {"data": ids[1:], "dtype": "int64", "shape": [num_tokens]},
+            "weights": weights,
+        },
+    }

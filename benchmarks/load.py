@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bare_http import BareTenant
+from bare_http import BareTenant, random_datum
 from deployed import BASE_MODEL, running
 from engine_process import EngineProcess
 from machine import Aim, aims_table, caption, table
@@ -107,7 +107,7 @@ class Tenant:
     async def step(self, num_data: int = NUM_DATA, num_tokens: int = NUM_TOKENS) -> None:
         """A forward_backward and its optim_step, the latter awaited."""
         began_s = time.perf_counter()
-        data = [_datum(self._rng, num_tokens) for _ in range(num_data)]
+        data = [random_datum(self._rng, num_tokens) for _ in range(num_data)]
         given = {"data": data, "loss_fn": "cross_entropy"}
         await self._submit("forward_backward", self._numbered(forward_backward_input=given))
         stepping = self._numbered(adam_params={"learning_rate": 1e-4})
@@ -147,18 +147,6 @@ class Tenant:
     def _numbered(self, **rest: Any) -> dict[str, Any]:
         self._seq_id += 1
         return {"model_id": self._model_id, "seq_id": self._seq_id, **rest}
-
-
-def _datum(rng: random.Random, num_tokens: int) -> dict[str, Any]:
-    ids = [rng.randrange(10, 500) for _ in range(num_tokens + 1)]
-    weights = {"data": [1.0] * num_tokens, "dtype": "float32", "shape": [num_tokens]}
-    return {
-        "model_input": {"chunks": [{"type": "encoded_text", "tokens": ids[:-1]}]},
-        "loss_fn_inputs": {
-            "target_tokens": {"data": ids[1:], "dtype": "int64", "shape": [num_tokens]},
-            "weights": weights,
-        },
-    }
 
 
 async def listen(store: Store, load: Load) -> None:

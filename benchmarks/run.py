@@ -29,7 +29,18 @@ from report import Report, aims, aims_in_short, fill, missed
 
 from cyclora_client.up.specs import SHORT_WAITS
 
-BENCHMARKS = ("train", "grpo", "sample", "agreement", "handover", "server", "load", "memory", "gpu")
+BENCHMARKS = (
+    "train",
+    "grpo",
+    "sample",
+    "agreement",
+    "handover",
+    "server",
+    "load",
+    "fairness",
+    "memory",
+    "gpu",
+)
 _PROCESSES = ("core", "server", "scheduler", "workers", "client")
 _HERE = Path(__file__).resolve().parent
 _ROOT = _HERE.parent
