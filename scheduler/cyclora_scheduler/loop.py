@@ -19,6 +19,7 @@ from cyclora_scheduler.metrics import SchedulerMetrics
 from cyclora_scheduler.placing import Moves, plan_moves
 from cyclora_scheduler.planner import Budget, Credits, Plan, plan_cycle
 from cyclora_scheduler.settings import SchedulerSettings
+from cyclora_scheduler.wake_ups import WakeUps
 from cyclora_scheduler.weights import TenantWeights, tenants_of
 
 _MAX_OPERATIONS_PER_MODEL = 256
@@ -53,7 +54,8 @@ class Scheduler:
         self._ticked_s = clock.mono_s()
         self._settings = settings
         self._clock = clock
-        self._wait = wait or store.cycles.wait_for_work
+        self._wake_ups = WakeUps(store.cycles.wait_for_work, settings.idle_wait_s)
+        self._wait = wait or self._wake_ups.wait
         self._last: dict[str, LastCycle] = {}
         name = settings.scheduler_name
         self._token = f"{name}/{uuid.uuid4().hex}"
@@ -89,9 +91,10 @@ class Scheduler:
             if self._has_waited:
                 continue
             if self._is_leading:
-                await cycles.wait_for_work(wait_s)
+                await self._wake_ups.wait(wait_s)
             else:
                 await cycles.wait_for_vacancy(wait_s)
+        await self._wake_ups.end()
         await self.resign()
 
     def credits(self, worker_id: str) -> Credits:
