@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ from cyclora_core.store import Store
 from cyclora_workers.base_model import BaseModel
 from workers.builders import cross_entropy, policy_body, with_prompts
 from workers.harness import LORA, SESSION_ID, Harness, run_steps, same
+
+DEADLINE_S = 60.0
 
 
 async def test_pipelined_steps_settle_with_their_cycles_in_the_metrics(harness: Harness) -> None:
@@ -104,6 +108,84 @@ async def test_a_worker_that_was_replaced_settles_nothing(harness: Harness) -> N
     await old.run_until_idle()
 
     assert (await harness.pass_result(request)).metrics == expected.metrics
+
+
+async def test_an_optimizer_step_runs_while_its_pass_is_being_settled(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await harness.create()
+    await harness.run_until_idle()
+    has_stepped = asyncio.Event()
+    settled = settling_behind(harness, monkeypatch, has_stepped)
+    request = await harness.train(cross_entropy([5]))
+
+    async with asyncio.timeout(DEADLINE_S):
+        await harness.run_until_idle()
+
+    assert settled == [OperationKind.FORWARD_BACKWARD, OperationKind.OPTIM_STEP]
+    assert (await harness.future(request)).state is FutureState.DONE
+
+
+async def test_a_model_that_moved_while_its_step_ran_is_dropped_with_the_step(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = await run_steps(harness, 1, num_steps=2)
+    await harness.create()
+    await harness.run_until_idle()
+    old: Any = harness.workers[-1]
+    first = await harness.train(cross_entropy([7, 13, 1, 9], seed=0))
+    assert await harness.scheduler.tick() == 1
+
+    with monkeypatch.context() as patched:
+        has_stepped = asyncio.Event()
+
+        async def moved() -> None:
+            await has_stepped.wait()
+            await harness.start_worker()
+            await harness.run_until_idle()
+
+        settling_behind(harness, patched, has_stepped, moved)
+        async with asyncio.timeout(DEADLINE_S):
+            await old.run_until_idle()
+
+    assert not old._engine.has(ids.model_id(SESSION_ID, 0))
+    again = [await harness.pass_result(first), *await run_steps_of(harness, range(1, 2))]
+    assert all(same(a, b) for a, b in zip(undisturbed, again, strict=True))
+
+
+async def run_steps_of(harness: Harness, seeds: range) -> list[PassResult]:
+    requests = [await harness.train(cross_entropy([7, 13, 1, 9], seed=seed)) for seed in seeds]
+    await harness.run_until_idle()
+    return [await harness.pass_result(request) for request in requests]
+
+
+def settling_behind(
+    harness: Harness,
+    monkeypatch: pytest.MonkeyPatch,
+    has_stepped: asyncio.Event,
+    meanwhile: Callable[[], Awaitable[object]] | None = None,
+) -> list[OperationKind]:
+    """Have the first settlement wait for an optimizer step; returns what is settled, in order."""
+    loop = asyncio.get_running_loop()
+    worker: Any = harness.workers[-1]
+    step, settle = worker._engine.optim_step, harness.store.operations.settle
+    settled: list[OperationKind] = []
+
+    def stepped(*args: Any) -> Any:
+        metrics = step(*args)
+        loop.call_soon_threadsafe(has_stepped.set)
+        return metrics
+
+    async def settle_later(**what: Any) -> Any:
+        is_first = not settled
+        settled.append(what["operation"].kind)
+        if is_first:
+            await (meanwhile or has_stepped.wait)()
+        return await settle(**what)
+
+    monkeypatch.setattr(worker._engine, "optim_step", stepped)
+    monkeypatch.setattr(harness.store.operations, "settle", settle_later)
+    return settled
 
 
 async def test_one_operation_that_fails_leaves_the_others_as_they_were(

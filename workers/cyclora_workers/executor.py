@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -63,6 +64,8 @@ class _Run:
     """Another worker holds the model now: nothing more of it is done here."""
     is_ended: bool = False
     """The model was unloaded: everything behind that fails."""
+    settling: asyncio.Task[None] | None = None
+    """The settlement that was begun last; it ends behind all earlier ones."""
 
     @property
     def is_complete(self) -> bool:
@@ -117,6 +120,8 @@ class Executor:
             await self._run_passes([run for run in runs if not run.is_fenced])
         for run in runs:
             await self._run_steps(run, run.after)
+        for run in runs:
+            await self._settled(run)
         with phases.of(Phase.SNAPSHOTS):
             self._handover.write()
             for planned in cycle.let_go:
@@ -213,7 +218,7 @@ class Executor:
                 await self._join_followers(run)
             for operation, each in zip(run.pass_operations, run.passes, strict=True):
                 outcome = outcomes[each.request_id]
-                await self._settle_pass(run, operation, each, outcome, started_at_ms)
+                self._settle_pass(run, operation, each, outcome, started_at_ms)
 
     async def _join_followers(self, run: _Run) -> None:
         """Take in the steps that arrived behind this cycle's passes while these ran."""
@@ -227,7 +232,7 @@ class Executor:
         await self._fetch_bodies(run, followers)
         run.after += followers
 
-    async def _settle_pass(
+    def _settle_pass(
         self,
         run: _Run,
         operation: PlannedOperation,
@@ -238,15 +243,19 @@ class Executor:
         if outcome is None:
             return
         if isinstance(outcome, Exception):
-            await self._settle(run, operation, outcome, 0, started_at_ms)
+            self._begin_settling(run, operation, outcome, 0, started_at_ms)
             return
         metrics = {**outcome.metrics, "clock_cycle:unique": float(run.cycle.cycle_id)}
         result = dataclasses.replace(outcome, metrics=metrics)
         num_tokens = sum(len(datum.tokens) for datum in one.body.data)
-        await self._settle(run, operation, result, num_tokens, started_at_ms)
+        self._begin_settling(run, operation, result, num_tokens, started_at_ms)
 
     async def _run_steps(self, run: _Run, operations: Sequence[PlannedOperation]) -> None:
         for operation in operations:
+            # What others see of the rest (checkpoints, the model's end) comes behind what was.
+            is_seen_elsewhere = operation.kind is not OperationKind.OPTIM_STEP
+            if is_seen_elsewhere:
+                await self._settled(run)
             if run.is_fenced:
                 return
             started_at_ms = self._clock.now_ms()
@@ -256,8 +265,13 @@ class Executor:
                     outcome = await self._step(run, operation)
             except Exception as error:  # noqa: BLE001 - boundary: this operation alone fails
                 outcome = error
-            await self._settle(run, operation, outcome, 0, started_at_ms)
+            if is_seen_elsewhere:
+                with self._phases.of(Phase.SETTLE):
+                    await self._settle(run, operation, outcome, 0, started_at_ms)
+            else:
+                self._begin_settling(run, operation, outcome, 0, started_at_ms)
             if isinstance(outcome, Exception) and not isinstance(outcome, UserError):
+                await self._settled(run)
                 # It may have stopped half-way: go on from what was settled, not from memory.
                 self._keeper.forget(run.planned.model_id)
                 await self._keeper.ensure(run.planned)
@@ -298,7 +312,7 @@ class Executor:
 
         await read_checkpoint(self._store, self._storage, body.path, read)
 
-    async def _settle(
+    def _begin_settling(
         self,
         run: _Run,
         operation: PlannedOperation,
@@ -306,12 +320,31 @@ class Executor:
         num_tokens: int,
         started_at_ms: int,
     ) -> None:
-        if run.is_fenced:
-            return
-        with self._phases.of(Phase.SETTLE):
-            await self._settle_now(run, operation, outcome, num_tokens, started_at_ms)
+        """Settle behind what is being settled of this model, while the engine goes on.
 
-    async def _settle_now(
+        Of several models it happens side by side, so that they share the store's way to its disk.
+        """
+        earlier = run.settling
+
+        async def settle() -> None:
+            if earlier is not None:
+                await earlier
+            if not run.is_fenced:
+                await self._settle(run, operation, outcome, num_tokens, started_at_ms)
+
+        run.settling = asyncio.create_task(settle())
+
+    async def _settled(self, run: _Run) -> None:
+        """Wait until all that was begun to be settled of a model is, or is another worker's."""
+        if run.settling is not None:
+            with self._phases.of(Phase.SETTLE):
+                await run.settling
+            run.settling = None
+        if run.is_fenced:
+            # Only now: the engine may have been at work on it.
+            self._keeper.forget(run.planned.model_id)
+
+    async def _settle(
         self,
         run: _Run,
         operation: PlannedOperation,
@@ -339,7 +372,6 @@ class Executor:
         except FencedOut:
             _log.warning("model moved to another worker", model_id=model_id)
             run.is_fenced = True
-            self._keeper.forget(model_id)
             return
         self._metrics.settled(
             operation.kind,
