@@ -10,6 +10,7 @@ from cyclora_core.errors import NotFound
 from cyclora_core.operations import OperationKind
 from cyclora_core.placement import Action, Held, Place, Wish
 from cyclora_core.store import Store
+from cyclora_core.store.audit import DEPLOYMENT
 from cyclora_core.types import Cycle, DatumRange, PlannedModel, PlannedOperation
 from cyclora_core.waiting import Assignment, WorkerStats
 
@@ -93,27 +94,27 @@ async def test_what_a_worker_holds_is_shown_until_it_is_buried(store: Store, mod
 
 
 async def test_draining_is_kept_with_the_worker_and_audited(store: Store, model: str) -> None:
-    await store.workers.set_draining("worker-1", True, tenant_id="operator", by="key-1")
+    await store.workers.set_draining("worker-1", True, "key-1")
     (draining,) = await store.workers.list()
     (planned_for,) = await store.cycles.workers()
     await store.placements.let_go(BASE_MODEL, model, "worker-1", 1)
     await store.workers.release("worker-1", 1, planned_for.stats)
     (drained,) = await store.workers.list()
-    await store.workers.set_draining("worker-1", False, tenant_id="operator")
+    await store.workers.set_draining("worker-1", False)
     (resumed,) = await store.workers.list()
 
     assert (draining.is_draining, draining.is_drained, draining.num_models) == (True, False, 1)
     assert planned_for.is_draining
     assert drained.is_drained
     assert not resumed.is_draining
-    assert sorted(await audited(store, "operator")) == ["worker_drain", "worker_resume"]
+    assert sorted(await audited(store, DEPLOYMENT)) == ["worker_drain", "worker_resume"]
 
 
 async def test_a_worker_that_does_not_live_cannot_be_drained(store: Store, model: str) -> None:
     await store.workers.retire("worker-1")
 
     with pytest.raises(NotFound, match="worker-1"):
-        await store.workers.set_draining("worker-1", True, tenant_id="operator")
+        await store.workers.set_draining("worker-1", True)
 
 
 async def test_a_load_of_a_model_that_is_here_keeps_the_part_of_a_pass_that_ran(

@@ -189,6 +189,20 @@ async def test_samples_of_a_full_store_are_shown_and_cancelled(
     assert await starved.cancellations.of_worker("worker-1") == [running]
 
 
+async def test_an_administrator_who_makes_room_in_a_full_store_is_noted(
+    own: OwnValkey, starved: Store
+) -> None:
+    await add_worker(starved)
+    await submit(starved, submission(CREATE, 0), submission(PASS, 1), sample(1))
+    own.set_max_memory(NEXT_TO_NOTHING)
+
+    await starved.audit.add("run_delete", {"model_id": model_id()}, "key-1", "tenant-a")
+    assert await starved.queues.cancel_tenant("tenant-a", "key-1") == 2
+
+    noted = [each.event for each in await starved.audit.list("tenant-a", 0, 2**52)]
+    assert sorted(noted) == ["queue_cancel", "queue_cancel", "run_delete"]
+
+
 async def until_refused(own: OwnValkey, code: str) -> None:
     """Wait until the store has refused somebody with this code."""
     async with asyncio.timeout(DEADLINE_S):

@@ -17,7 +17,7 @@ from cyclora_core.storage import Storage
 from cyclora_core.store.checkpoints import CheckpointFiles
 from cyclora_server.app import create_app
 from cyclora_server.settings import Settings
-from server.doubles.builders import ADMIN_KEY, KEY, MODEL, TENANT, checkpoint, model_record
+from server.doubles.builders import ADMIN_KEY, KEY, MODEL, checkpoint, model_record
 from server.doubles.store import StoreDouble
 
 HOUR_S = 3600
@@ -109,7 +109,7 @@ async def test_a_real_run_frees_exactly_what_a_dry_run_told(
     assert names(freed) == names(told)
     assert [each.exists() for each in files] == [True, False, False, False, True, False, False]
     assert list(store.checkpoints.records) == [kept.path]
-    assert store.inventory.notes == [(TENANT, "garbage_collect")]
+    assert [(owner, each.event) for owner, each in store.audit.entries] == [("", "garbage_collect")]
     assert (await collected(admin))["garbage"] == []
 
 

@@ -121,7 +121,7 @@ async def test_a_drained_worker_has_nothing_left_and_its_models_go_on_elsewhere(
     first = await run_steps(harness, 1, num_steps=3)
     await harness.start_worker(name="other")
 
-    await harness.store.workers.set_draining("worker-0", True, tenant_id="operator")
+    await harness.store.workers.set_draining("worker-0", True)
     draining = await status(harness, "worker-0")
     rest = await go_on(harness, range(3, 6))
 
@@ -137,13 +137,13 @@ async def test_without_another_worker_models_wait_until_a_drained_one_resumes(
 ) -> None:
     undisturbed = await run_steps(harness, 0, num_steps=2)
     first = await run_steps(harness, 1, num_steps=1)
-    await harness.store.workers.set_draining("worker-0", True, tenant_id="operator")
+    await harness.store.workers.set_draining("worker-0", True)
     request = await harness.train(cross_entropy(LENGTHS, seed=1), 1, "tenant-1")
     await harness.run_all_until_idle()
     waits = await harness.future(request)
     is_drained = (await status(harness, "worker-0")).is_drained
 
-    await harness.store.workers.set_draining("worker-0", False, tenant_id="operator")
+    await harness.store.workers.set_draining("worker-0", False)
     await harness.run_all_until_idle()
 
     assert waits.state is FutureState.PENDING

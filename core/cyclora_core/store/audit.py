@@ -24,6 +24,7 @@ class Audit:
     """Entries by time. One that is written twice, since an answer was lost, is there once."""
 
     def __init__(self, connection: Connection) -> None:
+        self._connection = connection
         self._redis = connection.client
         self._keys = connection.keys
         self._clock = connection.clock
@@ -40,9 +41,8 @@ class Audit:
         tenant_id: str = DEPLOYMENT,
     ) -> None:
         """Note a change that has no transaction of its own; ``by`` is the key_id of who asked."""
-        async with self._redis.pipeline(transaction=True) as pipe:
-            self.write(pipe, tenant_id, self.entry(event, {**details, "key_id": by or None}))
-            await pipe.execute()
+        entry = self.entry(event, {**details, "key_id": by or None})
+        await self._connection.run("note", [self._keys.audit(tenant_id)], self.script_args(entry))
 
     def write(self, pipe: Any, tenant_id: str, entry: AuditEntry) -> None:
         """Add an entry to a transaction."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from cyclora_core import codec
 from cyclora_core.records import Checkpoint
-from cyclora_core.store.audit import Audit
 from cyclora_core.store.checkpoints import CheckpointFiles
 from cyclora_core.store.connection import Connection
 from cyclora_core.store.models import Models
@@ -24,7 +23,6 @@ class Inventory:
         self._keys = connection.keys
         self._clock = connection.clock
         self._models = models
-        self._audit = Audit(connection)
 
     async def tenant_ids(self) -> list[str]:
         return sorted(row.decode() for row in await self._redis.hkeys(self._keys.tenants()))
@@ -117,14 +115,6 @@ class Inventory:
             [model_id, model.session_id],
         )
         return reply == 1
-
-    async def note(
-        self, tenant_id: str, event: str, details: Mapping[str, str | int | bool | None]
-    ) -> None:
-        """Write into the audit log of a tenant what is done to what it has."""
-        async with self._redis.pipeline(transaction=True) as pipe:
-            self._audit.write(pipe, tenant_id, self._audit.entry(event, details))
-            await pipe.execute()
 
 
 def _pages(values: Sequence[str]) -> Iterator[Sequence[str]]:

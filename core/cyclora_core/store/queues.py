@@ -189,10 +189,7 @@ class Queues:
             )
             num_ended += outcome is CancelOutcome.CANCELLED
         if num_ended:
-            details = {"num_samples": num_ended, "key_id": by or None}
-            async with self._redis.pipeline(transaction=True) as pipe:
-                self._audit.write(pipe, tenant_id, self._audit.entry("queue_cancel", details))
-                await pipe.execute()
+            await self._audit.add("queue_cancel", {"num_samples": num_ended}, by, tenant_id)
         return num_ended
 
     async def cancel_tenant(self, tenant_id: str, by: str = "") -> int:

@@ -11,7 +11,7 @@ from cyclora_core import codec
 from cyclora_core.errors import NotFound
 from cyclora_core.peft import ModuleGroup, TargetModule
 from cyclora_core.records import WorkerStatus
-from cyclora_core.store.audit import Audit
+from cyclora_core.store.audit import DEPLOYMENT, Audit
 from cyclora_core.store.connection import Connection, as_dict
 from cyclora_core.types import BaseModelInfo, Cycle, EndedCycle
 from cyclora_core.waiting import WorkerStats
@@ -198,13 +198,11 @@ class Workers:
             if fields
         ]
 
-    async def set_draining(
-        self, worker_id: str, is_draining: bool, *, tenant_id: str, by: str = ""
-    ) -> None:
+    async def set_draining(self, worker_id: str, is_draining: bool, by: str = "") -> None:
         """Have a worker give up all that it has and take nothing new, or take that back.
 
-        ``by`` is the key_id of who asked, and ``tenant_id`` whose audit log notes it. A process
-        that is started anew is another worker, and serves.
+        ``by`` is the key_id of who asked. A process that is started anew is another worker, and
+        serves.
 
         Raises:
             NotFound: there is no such living worker.
@@ -217,7 +215,7 @@ class Workers:
                 self._keys.worker(worker_id),
                 self._keys.worker_lease(worker_id),
                 self._keys.wake(),
-                self._keys.audit(tenant_id),
+                self._keys.audit(DEPLOYMENT),
             ],
             ["1" if is_draining else "", *self._audit.script_args(entry)],
         )

@@ -46,10 +46,7 @@ class Workers:
     async def running_cycles(self) -> list[Cycle]:
         return self.running
 
-    async def set_draining(
-        self, worker_id: str, is_draining: bool, *, tenant_id: str, by: str = ""
-    ) -> None:
-        assert tenant_id
+    async def set_draining(self, worker_id: str, is_draining: bool, by: str) -> None:
         assert by
         if worker_id not in {each.worker_id for each in self.records}:
             raise NotFound(f"worker {worker_id!r} does not exist, or has ended")

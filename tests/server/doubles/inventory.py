@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from cyclora_core.records import Checkpoint
 from cyclora_core.store.checkpoints import CheckpointFiles
@@ -21,7 +21,6 @@ class Inventory:
         self.writing: set[CheckpointFiles] = set()
         self.in_memory: set[str] = set()
         self.in_use: set[str] = set()
-        self.notes: list[tuple[str, str]] = []
 
     async def tenant_ids(self) -> list[str]:
         return sorted(self._tenants.tenants)
@@ -55,12 +54,6 @@ class Inventory:
         if model.model_id in self.in_use or await self._checkpoints.of_model(model.model_id):
             return False
         return self._models.records.pop(model.model_id, None) is not None
-
-    async def note(
-        self, tenant_id: str, event: str, details: Mapping[str, str | int | bool | None]
-    ) -> None:
-        assert details["key_id"]
-        self.notes.append((tenant_id, event))
 
 
 class Processes:

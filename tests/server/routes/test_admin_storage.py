@@ -153,7 +153,7 @@ async def test_a_run_that_lives_is_ended_and_its_checkpoints_go(
     assert answer == {"num_cancelled": 0, "num_checkpoints": 1, "is_forgotten": False}
     assert store.submitted(f"{MODEL}:1").kind is OperationKind.UNLOAD_MODEL
     assert storage.deleted == [f"tinker://{MODEL}/weights/first"]
-    assert store.inventory.notes == [(TENANT, "run_delete")]
+    assert [(owner, each.event) for owner, each in store.audit.entries] == [(TENANT, "run_delete")]
 
 
 async def test_a_run_that_has_ended_is_forgotten(

@@ -38,22 +38,14 @@ async def list_workers(services: ServicesDep) -> Json:
     summary="Have a worker give up its models and take nothing new; once drained it may be stopped",
 )
 async def drain_worker(worker_id: str, identity: IdentityDep, services: ServicesDep) -> Json:
-    await _set_draining(worker_id, True, identity, services)
+    await services.store.workers.set_draining(worker_id, True, identity.key.key_id)
     return {}
 
 
 @router.post("/workers/{worker_id}/resume", summary="Let a worker that was drained serve again")
 async def resume_worker(worker_id: str, identity: IdentityDep, services: ServicesDep) -> Json:
-    await _set_draining(worker_id, False, identity, services)
+    await services.store.workers.set_draining(worker_id, False, identity.key.key_id)
     return {}
-
-
-async def _set_draining(
-    worker_id: str, is_draining: bool, identity: IdentityDep, services: ServicesDep
-) -> None:
-    await services.store.workers.set_draining(
-        worker_id, is_draining, tenant_id=identity.tenant_id, by=identity.key.key_id
-    )
 
 
 @router.get("/capacity", summary="Room for new work, and why it is refused if it is")

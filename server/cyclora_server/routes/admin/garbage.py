@@ -41,12 +41,8 @@ async def collect_garbage(
     if not body.dry_run:
         by = identity.key.key_id
         found = await garbage.free(services, found, by)
-        details = {
-            "num": len(found),
-            "num_bytes": sum(each.num_bytes for each in found),
-            "key_id": by,
-        }
-        await services.store.inventory.note(identity.tenant_id, "garbage_collect", details)
+        details = {"num": len(found), "num_bytes": sum(each.num_bytes for each in found)}
+        await services.store.audit.add("garbage_collect", details, by)
     return {"is_dry_run": body.dry_run, "digest": digest, **_told(found)}
 
 

@@ -73,7 +73,7 @@ async def delete_run(model_id: str, identity: IdentityDep, services: ServicesDep
     if model is None:
         raise NotFound(access.no_model(model_id))
     store, by = services.store, identity.key.key_id
-    await store.inventory.note(model.tenant_id, "run_delete", {"model_id": model_id, "key_id": by})
+    await store.audit.add("run_delete", {"model_id": model_id}, by, model.tenant_id)
     num_cancelled = await store.queues.cancel_model(model.tenant_id, model_id, by)
     if not model.is_ended:
         # Looked at again: what was cancelled is behind it now.
