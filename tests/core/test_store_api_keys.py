@@ -48,6 +48,14 @@ async def test_many_are_found_at_once_and_unknown_ones_left_out(
     assert await store.api_keys.of_secret("") is None
 
 
+async def test_more_keys_are_asked_for_than_one_step_takes(store: Store, tenant: Tenant) -> None:
+    """A process may hold requests of so many; their revocation must not go unseen."""
+    _, key = await store.api_keys.create(tenant.tenant_id, "laptop")
+    others = [f"key-{number}" for number in range(10_000)]
+
+    assert [each.key for each in await store.api_keys.find([*others, key.key_id])] == [key]
+
+
 async def test_a_key_ends_by_itself(store: Store, tenant: Tenant, clock: ManualClock) -> None:
     secret, _ = await store.api_keys.create(
         tenant.tenant_id, "ci", expires_at_ms=clock.now_ms() + 1000

@@ -79,9 +79,7 @@ class ApiKeys:
         rows = await self._redis.hvals(self._keys.api_keys())
         records = [codec.load(ApiKey, row) for row in rows]
         chosen = [key.key_id for key in records if tenant_id is None or key.tenant_id == tenant_id]
-        found: builtins.list[KeyHolder] = []
-        for first in range(0, len(chosen), _AT_ONCE):
-            found += await self.find(chosen[first : first + _AT_ONCE])
+        found = await self.find(chosen)
         return sorted(found, key=lambda each: each.key.created_at_ms)
 
     async def get(self, key_id: str) -> KeyHolder | None:
@@ -96,7 +94,10 @@ class ApiKeys:
 
     async def find(self, key_ids: Sequence[str]) -> builtins.list[KeyHolder]:
         """Those keys that exist."""
-        return await self._find("", key_ids)
+        found: builtins.list[KeyHolder] = []
+        for first in range(0, len(key_ids), _AT_ONCE):
+            found += await self._find("", key_ids[first : first + _AT_ONCE])
+        return found
 
     async def _find(self, hashed: str, key_ids: Sequence[str]) -> builtins.list[KeyHolder]:
         keys = self._keys
