@@ -16,14 +16,14 @@ class Model:
     model_id: str
     tenant_id: str
     base_model: str
-    rank: int
+    lora_rank: int
     worker_id: str | None
     """None: no worker has it, and its next operation may load it anywhere."""
     place: str
     num_bytes: int
     """Of worker memory that it takes."""
     applied_seq_id: int
-    num_pending: int
+    num_waiting: int
     """Operations that have not run."""
     wish: str | None = None
     """What an administrator asked for and has not happened yet."""
