@@ -104,7 +104,13 @@ class World:
 
     async def step(self) -> None:
         """Something happens, as likely as its number says."""
-        actions: dict[Callable[[], Awaitable[None]], int] = {
+        actions = self.actions()
+        [action] = self.rng.choices(list(actions), list(actions.values()))
+        await action()
+
+    def actions(self) -> dict[Callable[[], Awaitable[None]], int]:
+        """What may happen, and how likely each is."""
+        return {
             self.train: 8,
             self.draw: 5,
             self.repeat: 3,
@@ -115,8 +121,6 @@ class World:
             self.die: 2,
             self.wait: 3,
         }
-        [action] = self.rng.choices(list(actions), list(actions.values()))
-        await action()
 
     async def send(self, made: Submission) -> bool:
         try:
