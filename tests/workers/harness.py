@@ -70,6 +70,7 @@ class Harness:
         *,
         max_replay_s: float = 1000.0,
         max_kv_tokens: int = 10_000,
+        decode_steps_per_microbatch: int = 1,
         max_adapter_bytes: int = 2**40,
         max_host_adapter_bytes: int = 2**30,
         metrics: WorkerMetrics | None = None,
@@ -81,7 +82,7 @@ class Harness:
             base,
             Sampler(base, max_kv_tokens=max_kv_tokens, detokenize=None),
             max_tokens_per_microbatch=256,
-            decode_steps_per_microbatch=1,
+            decode_steps_per_microbatch=decode_steps_per_microbatch,
             max_cached_samplers=2,
         )
         info = BaseModelInfo(
