@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 LORA_RANK = 8
 SMALL = (1, 16)
-LARGE = (8, 512)
+LARGE = (8, 256)
 SHARED = (4, 128)
 """Data of a step, and tokens of each."""
 NUM_MODELS = 8
@@ -39,7 +39,7 @@ NUM_MODELS = 8
 SAMPLE_TOKENS = 32
 """Of a prompt, and as many behind it."""
 KV_TOKENS = 4096
-CYCLE_S = 0.5
+CYCLE_S = 1.0
 WEIGHTS = (1.0, 3.0)
 _LOOK_S = 0.3
 _LONGEST_FILL_S = 120.0
@@ -183,12 +183,12 @@ class Box:
         sums = self._admin.usage.sums([GroupBy.TENANT], tenants=[tenant_id])
         return sum(row.amounts.get(COLUMNS[meter], 0) for row in sums for meter in _TOKENS)
 
-    def cycles_s(self, since: datetime) -> list[float]:
-        """Lengths of the cycles that were dispatched since then and have ended."""
+    def cycles_s(self, tenant_id: str, since: datetime) -> list[float]:
+        """Lengths of a tenant's cycles that were dispatched since then and have ended."""
         return [
             (row.ended_at - row.dispatched_at).total_seconds()
             for row in self._admin.cycles.list(limit=1000)
-            if row.ended_at is not None and row.dispatched_at >= since
+            if row.ended_at is not None and row.dispatched_at >= since and tenant_id in row.tenants
         ]
 
 
@@ -248,7 +248,7 @@ class Beside:
     alone: Sequence[float]
     beside: Sequence[float]
     cycles: Sequence[float]
-    """Lengths of the cycles while it was beside others."""
+    """Lengths of the large ones' cycles meanwhile."""
     num_queued: int
 
     @property
@@ -272,7 +272,7 @@ async def measure_beside(box: Box, num_queued: int, num_rounds: int, s: float) -
             found: list[float] = []
             while time.perf_counter() < until_s:
                 found.append(await small.awaited_s())
-            return found, await asyncio.to_thread(box.cycles_s, since)
+            return found, await asyncio.to_thread(box.cycles_s, large.tenant_id, since)
 
         return Beside(alone, *await beside_backlogs(box, [large], beside), num_queued)
 
@@ -298,7 +298,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a short queue, a few seconds each")
     parser.add_argument("--queued", type=int, default=1000, help="large steps")
     parser.add_argument("--rounds", type=int, default=30, help="of the small step alone")
-    parser.add_argument("--seconds", type=float, default=40.0, help="of each of the three")
+    parser.add_argument("--seconds", type=float, default=35.0, help="of each of the three")
     options = parser.parse_args()
     num_queued: int = 16 if options.quick else options.queued
     num_rounds: int = 5 if options.quick else options.rounds
