@@ -268,6 +268,11 @@ async def test_listing_workers_asks_the_store_as_often_for_many_as_for_one(
         f"worker-{i}" for i in range(1, 6)
     ]
     assert num_sent == num_sent_for_one == 2
+    num_sent = 0
+    assert [status.worker_id for status in await store.workers.list()] == [
+        status.worker_id for status in found
+    ]
+    assert num_sent == 1
 
 
 async def test_a_model_dispatched_from_an_outdated_look_is_stale(store: Store) -> None:

@@ -69,6 +69,7 @@ class Workers:
         self._keys = connection.keys
         self._clock = connection.clock
         self._audit = Audit(connection)
+        self._listed_ids: Sequence[str] = []
 
     async def register(
         self,
@@ -181,22 +182,36 @@ class Workers:
         await self._connection.run("report", keys, [codec.dump(stats)])
 
     async def list(self) -> list[WorkerStatus]:
-        """All workers that are registered, in two round trips however many there are."""
-        ids = sorted(row.decode() for row in await self._redis.smembers(self._keys.workers()))
-        if not ids:
-            return []
+        """All workers that are registered, however many there are.
+
+        In one round trip while they are those of the last time, else in two.
+        """
+        asked = self._listed_ids
+        names, rows = await self._names_and_rows(asked)
+        if names != asked:
+            self._listed_ids = asked = names
+            _, rows = await self._names_and_rows(asked)
+        return [
+            _status(worker_id, as_dict(fields), *counts)
+            for worker_id, fields, *counts in zip(
+                asked, *(rows[i::4] for i in range(4)), strict=True
+            )
+            if fields
+        ]
+
+    async def _names_and_rows(
+        self, worker_ids: Sequence[str]
+    ) -> tuple[Sequence[str], Sequence[Any]]:
+        """Who is registered, and what is known of those that were asked for."""
         async with self._redis.pipeline(transaction=False) as pipe:
-            for worker_id in ids:
+            pipe.smembers(self._keys.workers())
+            for worker_id in worker_ids:
                 pipe.hgetall(self._keys.worker(worker_id))
                 pipe.exists(self._keys.worker_lease(worker_id))
                 pipe.hlen(self._keys.worker_models(worker_id))
                 pipe.hlen(self._keys.worker_samples(worker_id))
-            rows = await pipe.execute()
-        return [
-            _status(worker_id, as_dict(fields), *counts)
-            for worker_id, fields, *counts in zip(ids, *(rows[i::4] for i in range(4)), strict=True)
-            if fields
-        ]
+            names, *rows = await pipe.execute()
+        return sorted(row.decode() for row in names), rows
 
     async def set_draining(self, worker_id: str, is_draining: bool, by: str = "") -> None:
         """Have a worker give up all that it has and take nothing new, or take that back.
