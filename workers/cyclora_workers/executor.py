@@ -110,8 +110,9 @@ class Executor:
             await self._samples.admit(cycle)
         with phases.of(Phase.LOAD):
             await self._keeper.expect(cycle.models)
-            prepared = [await self._prepare(model, cycle) for model in cycle.models]
-        runs = [run for run in prepared if run is not None]
+            held = [await self._hold(model, cycle) for model in cycle.models]
+            runs = [run for run in held if run is not None]
+            await asyncio.gather(*(self._prepare(run) for run in runs))
         for run in runs:
             await self._run_steps(run, run.before)
         with phases.of(Phase.LOAD):
@@ -172,13 +173,14 @@ class Executor:
         )
         _log.info("model let go", model_id=model_id, is_ours=is_ours, is_kept=bool(note))
 
-    async def _prepare(self, planned: PlannedModel, cycle: Cycle) -> _Run | None:
+    async def _hold(self, planned: PlannedModel, cycle: Cycle) -> _Run | None:
         record = await self._keeper.ensure(planned)
-        if record is None:
-            return None
-        run = _Run(planned, record, cycle, is_ended=record.is_ended)
+        return _Run(planned, record, cycle, is_ended=record.is_ended) if record else None
+
+    async def _prepare(self, run: _Run) -> None:
         # What was settled before its answer was lost, or before a restart, is not run again.
-        left = [each for each in planned.operations if each.seq_id > record.applied_seq_id]
+        planned, applied_seq_id = run.planned, run.record.applied_seq_id
+        left = [each for each in planned.operations if each.seq_id > applied_seq_id]
         await self._fetch_bodies(run, left)
         for operation in left:
             if operation.kind.is_pass:
@@ -188,7 +190,6 @@ class Executor:
                 run.after.append(operation)
             else:
                 run.before.append(operation)
-        return run
 
     async def _fetch_bodies(self, run: _Run, operations: Sequence[PlannedOperation]) -> None:
         wanted = [each for each in operations if each.kind is not OperationKind.UNLOAD_MODEL]
@@ -211,11 +212,12 @@ class Executor:
                         finished = await self._in_thread(self._engine.decode_between_microbatches)
                         await self._samples.settle(finished)
                         await self._samples.show()
+        # Looked for before anything is settled: a client that awaits its forward_backward
+        # sends the optim_step only afterwards, so what is there now was pipelined.
+        await asyncio.gather(
+            *(self._join_followers(run) for run in runs if run.is_complete and run.passes)
+        )
         for run in runs:
-            # Looked for before anything is settled: a client that awaits its forward_backward
-            # sends the optim_step only afterwards, so what is there now was pipelined.
-            if run.is_complete and run.passes:
-                await self._join_followers(run)
             for operation, each in zip(run.pass_operations, run.passes, strict=True):
                 outcome = outcomes[each.request_id]
                 self._settle_pass(run, operation, each, outcome, started_at_ms)
