@@ -76,7 +76,9 @@ class Hold:
             raise
 
     def end(self, error: Exception) -> None:
-        """Have every wait end now with this error, and all that come."""
+        """Have every wait end now with this error, and all that come; the first error stands."""
+        if self._error is not None:
+            return  # its waits are ending, which cannot be asked for twice
         self._error = error
         now_s = asyncio.get_running_loop().time()
         for wait in self._waits:
@@ -116,10 +118,12 @@ class KeyWatch:
         """End what is held with a key that may not be used any more."""
         if not self._holds:
             return
-        found = {each.key.key_id: each for each in await self._keys.find(list(self._holds))}
+        key_ids = list(self._holds)
+        found = {each.key.key_id: each for each in await self._keys.find(key_ids)}
         now_ms = self._clock.now_ms()
-        for key_id, holds in self._holds.items():
-            for hold in holds:
+        # Not of keys that came while we looked: nothing was found out about them.
+        for key_id in key_ids:
+            for hold in self._holds.get(key_id, ()):
                 error = why_not(found.get(key_id), now_ms, is_token=hold.is_token)
                 if error is not None:
                     hold.end(error)

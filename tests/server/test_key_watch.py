@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
@@ -13,10 +14,11 @@ from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
+from cyclora_core.accounts import KeyHolder
 from cyclora_core.clock import ManualClock
 from cyclora_core.errors import Forbidden, Unauthorized
 from cyclora_server.held_response import HeldResponse
-from cyclora_server.key_watch import KeyWatch
+from cyclora_server.key_watch import Hold, KeyWatch
 from cyclora_server.problems import InvalidToken
 from cyclora_server.settings import Settings
 from server.doubles.builders import KEY, MODEL, SAMPLER, TENANT, model_record, pending
@@ -160,3 +162,40 @@ async def test_a_download_breaks_off_when_its_key_ends(watch: KeyWatch, store: S
 
     assert b"one" in sent
     assert b"two" not in sent
+
+
+async def test_a_request_that_comes_during_a_look_is_not_judged_by_it(
+    watch: KeyWatch, store: StoreDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = store.api_keys.find
+    with ExitStack() as held:
+
+        async def find_while_another_comes(key_ids: Sequence[str]) -> list[KeyHolder]:
+            found = await find(key_ids)
+            late.append(held.enter_context(watch.holding("key-b")))
+            return found
+
+        late: list[Hold] = []
+        monkeypatch.setattr(store.api_keys, "find", find_while_another_comes)
+        held.enter_context(watch.holding("key-a"))
+        await watch.look()
+
+        late[0].check()
+
+
+async def test_a_wait_that_is_slow_to_end_is_ended_once(
+    watch: KeyWatch, store: StoreDouble
+) -> None:
+    async def wait() -> None:
+        with watch.holding("key-a") as hold:
+            async with hold.waiting():
+                await asyncio.Event().wait()
+
+    task = asyncio.create_task(wait())
+    await asyncio.sleep(0)
+    ENDINGS["revoked"][0](store)
+    await watch.look()
+    await watch.look()
+
+    with pytest.raises(Unauthorized):
+        await task
