@@ -40,7 +40,8 @@ def take_fairly(
     Tenants of ``goes_on`` have more that must wait for what they run now. They also earn in the
     rounds after their last unit, and carry on up to one budget: what somebody new waits for.
 
-    If not even one unit fits the budget, the tenant with the most credit runs one: work larger than
+    What is left of the budget when nobody's next unit fits is earned by those who wait, up to one
+    budget, or what that unit costs. If not even one unit fits the budget, the tenant with the most credit runs one: work larger than
     a cycle must still make progress. ``may_exceed`` False takes this away, for budgets that grow
     again by themselves.
 
@@ -91,6 +92,13 @@ def take_fairly(
         first = max(sorted(left), key=lambda each: credit[each])
         credit[first] -= queues[first][taken[first]]
         taken[first] += 1
+    elif may_exceed and left:
+        # They earn the rest of the budget, which none of their next units fits: small units that
+        # come every cycle would else keep a large one out for as long as it takes to earn it all.
+        rest = remaining / sum(earns[tenant] for tenant in left)
+        for tenant in left:
+            head, earned = queues[tenant][taken[tenant]], credit[tenant] + rest * earns[tenant]
+            credit[tenant] = max(credit[tenant], min(earned, max(head, budget)))
     # Who runs no more of its own earns beside the others what it owes, or what it needs next.
     for tenant in earns.keys() - left:
         num_missed = all_rounds - ended_in.get(tenant, 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
@@ -32,6 +32,8 @@ _MEASURE_S = 1.0
 _QUEUE_CHECK_S = 5.0
 """A queue that no free worker had looked into for so long is looked into to be measured."""
 _LET_GO_AGAIN_S = 5.0
+_LITTLE_WAIT, _MUCH_WAIT = 0.5, 0.1
+"""Parts of a cycle for which its models are waited for, when little and when much else waits."""
 
 _log = structlog.get_logger()
 
@@ -281,7 +283,7 @@ class Scheduler:
             return False
         self._credits[worker.worker_id] = plan.credits
         self._last[worker.worker_id] = LastCycle(
-            frozenset(model.model_id for model in models), self._clock.mono_s()
+            {model.model_id: model.tenant_id for model in models}, self._clock.mono_s()
         )
         tenants = {m.tenant_id for m in models} | {s.operation.tenant_id for s in plan.samples}
         _log.info(
@@ -334,7 +336,8 @@ def coalesce_s(waiting: Waiting, budget: Budget, now_ms: int, coalesce_ms: float
 class LastCycle:
     """A worker's latest cycle, as a hint who will be back soon."""
 
-    model_ids: frozenset[str]
+    tenants: Mapping[str, str]
+    """Of each of its models."""
     dispatched_s: float
     ended_s: float | None = None
 
@@ -344,11 +347,16 @@ class LastCycle:
         Two clients that each await their results would else take turns for ever, one computing
         while the other waits. Once both were in a cycle they get their answers together, and go
         on together. The wait is bounded by half the length of the cycle they return from.
+
+        When much waits, only tenants that have nothing else are waited for, up to a tenth of the
+        cycle: who awaits each step would else miss every other cycle of those that send ahead.
         """
-        is_anyone_away = self.model_ids - {model.model_id for model in waiting.models}
-        if self.ended_s is None or not (is_anyone_away and waiting.models):
+        away = self.tenants.keys() - {model.model_id for model in waiting.models}
+        if self.ended_s is None or not (away and waiting.models):
             return 0.0
+        longest_s = (self.ended_s - self.dispatched_s) * _LITTLE_WAIT
         if not is_little(waiting, budget):
-            return 0.0
-        bound_s = min(company_ms / 1000, (self.ended_s - self.dispatched_s) / 2)
-        return max(0.0, bound_s - (now_s - self.ended_s))
+            if {self.tenants[each] for each in away} <= {m.tenant_id for m in waiting.models}:
+                return 0.0
+            longest_s = (self.ended_s - self.dispatched_s) * _MUCH_WAIT
+        return max(0.0, min(company_ms / 1000, longest_s) - (now_s - self.ended_s))

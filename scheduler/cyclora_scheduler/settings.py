@@ -40,8 +40,8 @@ class SchedulerSettings(BaseSettings):
     """
 
     company_ms: float = Field(default=50.0, ge=0.0, le=1000.0)
-    """Longest wait, in milliseconds, for the models of a worker's last cycle to come back while
-    little else is waiting; never more than half that cycle's length.
+    """Longest wait, in milliseconds, for the models of a worker's last cycle to come back; never
+    more than half that cycle's length, nor than a tenth while much else is waiting.
 
     0 lets clients that await their results take turns instead of sharing cycles.
     """

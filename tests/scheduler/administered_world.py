@@ -109,11 +109,11 @@ class AdministeredWorld(World):
     async def drain_worker(self) -> None:
         """For some looks, and then it serves again."""
         workers = self.store.workers
-        await workers.set_draining(self.worker_id, True, tenant_id="operator")
+        await workers.set_draining(self.worker_id, True)
         for _ in range(self.rng.randint(1, 3)):
             await self.look()
             await self.settle()
-        await workers.set_draining(self.worker_id, False, tenant_id="operator")
+        await workers.set_draining(self.worker_id, False)
 
     async def delete(self) -> None:
         if self.saved:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -209,3 +211,23 @@ def test_who_must_wait_for_its_own_step_earns_meanwhile_up_to_one_budget() -> No
     assert 700 <= going_on.credits["stepping"] <= 1000
     assert at_its_end.credits.get("stepping", 0.0) == 0
     assert heavy.credits["stepping"] == 1000
+
+
+def test_small_units_that_come_every_cycle_keep_no_large_one_out() -> None:
+    credits: Mapping[str, float] = {}
+    taken: list[int] = []
+    for _ in range(4):
+        shares = take_fairly({"large": [2048] * 10, "small": [16]}, 2048, credits, {})
+        credits = shares.credits
+        taken.append(shares.num_taken["large"])
+
+    assert sum(taken) >= 2
+
+
+def test_what_fits_nobody_is_earned_by_weight_up_to_one_budget() -> None:
+    costs = {"one": [600] * 9, "three": [600] * 9, "small": [400]}
+
+    shares = take_fairly(costs, 1000, {"small": 400.0, "one": 900.0}, {"three": 3.0})
+
+    assert shares.credits["one"] <= 1000
+    assert all(credit <= 1000 for credit in shares.credits.values())

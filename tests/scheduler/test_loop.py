@@ -276,7 +276,7 @@ def waiting_for(*model_ids: str) -> Waiting:
 
 
 def test_the_models_of_the_last_cycle_are_waited_for_up_to_half_its_length() -> None:
-    last = LastCycle(frozenset("ab"), dispatched_s=10.0, ended_s=10.04)
+    last = LastCycle({"a": "t", "b": "t"}, dispatched_s=10.0, ended_s=10.04)
     budget = Budget(1000, 0)
 
     assert last.return_s(waiting_for("b"), budget, 10.04, 25.0) == pytest.approx(0.02)
@@ -286,11 +286,25 @@ def test_the_models_of_the_last_cycle_are_waited_for_up_to_half_its_length() -> 
 
 
 def test_nobody_is_waited_for_when_all_are_back_or_much_is_waiting() -> None:
-    last = LastCycle(frozenset("ab"), dispatched_s=10.0, ended_s=10.04)
+    last = LastCycle({"a": "t", "b": "t"}, dispatched_s=10.0, ended_s=10.04)
 
     assert last.return_s(waiting_for("a", "b", "c"), Budget(1000, 0), 10.04, 25.0) == 0.0
     assert last.return_s(waiting_for("b"), Budget(20, 0), 10.04, 25.0) == 0.0
     assert last.return_s(Waiting([], []), Budget(1000, 0), 10.04, 25.0) == 0.0
+
+
+def test_beside_much_work_only_a_tenant_without_any_is_waited_for_and_for_less() -> None:
+    """The one that waits is of tenant t; its other model may come a cycle later."""
+    same, other = (
+        LastCycle({"a": tenant, "b": "t"}, dispatched_s=10.0, ended_s=10.2) for tenant in ("t", "u")
+    )
+    much = Budget(20, 0)
+
+    assert same.return_s(waiting_for("b"), much, 10.2, 50.0) == 0.0
+    assert other.return_s(waiting_for("b"), much, 10.2, 50.0) == pytest.approx(0.02)
+    assert other.return_s(waiting_for("b"), much, 10.2, 5.0) == pytest.approx(0.005)
+    assert other.return_s(waiting_for("b"), much, 10.23, 50.0) == 0.0
+    assert other.return_s(waiting_for("a", "b"), much, 10.2, 50.0) == 0.0
 
 
 async def test_two_clients_that_await_their_results_end_up_in_one_cycle(
