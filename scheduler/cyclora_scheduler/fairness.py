@@ -41,9 +41,9 @@ def take_fairly(
     rounds after their last unit, and carry on up to one budget: what somebody new waits for.
 
     What is left of the budget when nobody's next unit fits is earned by those who wait, up to one
-    budget, or what that unit costs. If not even one unit fits the budget, the tenant with the most credit runs one: work larger than
-    a cycle must still make progress. ``may_exceed`` False takes this away, for budgets that grow
-    again by themselves.
+    budget, or what that unit costs. If not even one unit fits the budget, the tenant with the most
+    credit runs one: work larger than a cycle must still make progress. ``may_exceed`` False takes
+    both away, for budgets that grow again by themselves.
 
     Units:
         ``costs`` and ``budget`` in tokens. A unit that costs nothing is always taken.
