@@ -36,6 +36,8 @@ SHARED = (4, 128)
 """Data of a step, and tokens of each."""
 NUM_MODELS = 8
 """Of a tenant with a backlog: a model runs one step per cycle."""
+NUM_SHARED_MODELS = 24
+"""Of each tenant with a weight: what is ready for a cycle must be more than the cycle holds."""
 SAMPLE_TOKENS = 32
 """Of a prompt, and as many behind it."""
 KV_TOKENS = 4096
@@ -320,7 +322,7 @@ def main() -> None:
         ]
         sampled = asyncio.run(measure_weights(box, sampling, seconds))
         training = [
-            Steps(box.new_tenant(f"training-{weight:g}", weight), SHARED, NUM_MODELS, 64)
+            Steps(box.new_tenant(f"training-{weight:g}", weight), SHARED, NUM_SHARED_MODELS, 128)
             for weight in WEIGHTS
         ]
         trained = asyncio.run(measure_weights(box, training, seconds))
