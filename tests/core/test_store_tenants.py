@@ -84,7 +84,7 @@ async def test_a_change_is_noted_with_who_asked_and_what(
         {},
         {"tenant_id": "other"},
         {"created_at_ms": 1},
-        {"nmae": "x"},
+        {"label": "x"},
         {"quotas": {"max_ranks": 1}},
         {"quotas": {"max_rank": "many"}},
         {"weight": 0},

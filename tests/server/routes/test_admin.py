@@ -74,7 +74,7 @@ async def test_a_weight_that_would_starve_somebody_is_refused(
 
 
 @pytest.mark.parametrize(
-    "body", [{"nmae": "x"}, {"name": None}, {"name": ""}, {"name": "a\x00"}, {"name": "\u202ex"}]
+    "body", [{"label": "x"}, {"name": None}, {"name": ""}, {"name": "a\x00"}, {"name": "\u202ex"}]
 )
 async def test_what_a_tenant_cannot_be_changed_to_is_refused(
     admin: httpx.AsyncClient, body: dict[str, str | None]
@@ -82,7 +82,7 @@ async def test_what_a_tenant_cannot_be_changed_to_is_refused(
     answer = await admin.patch(f"/admin/v1/tenants/{STRANGER}", json=body)
 
     assert answer.status_code == 422
-    assert "name" in answer.json()["detail"] or "nmae" in answer.json()["detail"]
+    assert "name" in answer.json()["detail"] or "label" in answer.json()["detail"]
 
 
 async def test_a_new_key_is_shown_once_and_works(admin: httpx.AsyncClient) -> None:
