@@ -78,7 +78,7 @@ class Cli:
     def __call__(self, *arguments: str, stdin: str = "") -> str:
         """Standard output of a command that succeeds."""
         done = self.run(*arguments, stdin=stdin)
-        assert has_succeeded(done), done.stdout + done.stderr
+        assert has_succeeded(done), f"{done.returncode}: {done.stdout}{done.stderr}"
         return done.stdout
 
     def json(self, *arguments: str) -> Any:

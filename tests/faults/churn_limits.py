@@ -27,6 +27,7 @@ HISTORY = frozenset(
         "metered:tenant-HEX:N",
         "model:ID:train:N",
         "models:tenant-HEX",
+        "quota_use:tenant-HEX",
         "sampler:ID:sample:N",
         "session:ID",
         "session:ID:models",
