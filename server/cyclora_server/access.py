@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 
 from cyclora_core import ids
+from cyclora_core.accounts import Tenant
 from cyclora_core.custom_loss import CustomLoss
 from cyclora_core.errors import Gone, NotFound, Unavailable
 from cyclora_core.ids import CheckpointPath
@@ -20,6 +21,14 @@ from cyclora_core.types import BaseModelInfo, ModelRecord
 from cyclora_server import projects
 from cyclora_server.auth import Identity
 from cyclora_server.services import Services
+
+
+async def existing_tenant(services: Services, tenant_id: str) -> Tenant:
+    """A tenant that an administrator named and that was not deleted."""
+    tenant = await services.store.tenants.get(tenant_id)
+    if tenant is None or tenant.deleted_at_ms is not None:
+        raise NotFound(f"tenant {tenant_id[:100]!r} does not exist")
+    return tenant
 
 
 async def owned_session(services: Services, identity: Identity, session_id: str) -> Session:

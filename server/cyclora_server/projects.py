@@ -128,7 +128,7 @@ async def summaries(services: Services, tenant_id: str) -> list[ProjectSummary]:
 
 async def of_models(services: Services, models: Sequence[ModelRecord]) -> dict[str, str]:
     """The project of each model, by its id."""
-    sessions = await services.store.sessions.get_many(_unique(each.session_id for each in models))
+    sessions = await services.store.sessions.get_many(unique(each.session_id for each in models))
     return {
         each.model_id: each.project_id or of_session(sessions.get(each.session_id))
         for each in models
@@ -137,8 +137,9 @@ async def of_models(services: Services, models: Sequence[ModelRecord]) -> dict[s
 
 async def of_model_ids(services: Services, model_ids: Iterable[str]) -> dict[str, str]:
     """The project of each model that exists, by its id."""
-    return await of_models(services, await services.store.models.get_many(_unique(model_ids)))
+    return await of_models(services, await services.store.models.get_many(unique(model_ids)))
 
 
-def _unique(values: Iterable[str]) -> list[str]:
+def unique(values: Iterable[str]) -> list[str]:
+    """Each value once, in the order of first sight."""
     return list(dict.fromkeys(values))

@@ -8,8 +8,16 @@ import typer
 
 from cyclora_client.admin.http import AdminHttp, read
 from cyclora_client.admin.quotas import TenantQuotas, rows_of
-from cyclora_client.admin_cli.shared import DEFAULT_URL, AdminKey, AsJson, Url, admin_client, show
-from cyclora_core.errors import CycloraError, UserError
+from cyclora_client.admin_cli.shared import (
+    DEFAULT_URL,
+    AdminKey,
+    AsJson,
+    Url,
+    admin_client,
+    ending_errors,
+    show,
+)
+from cyclora_core.errors import UserError
 from cyclora_core.quotas import Quota
 
 app = typer.Typer(help="Quotas: what tenants may use at most.", no_args_is_help=True)
@@ -77,11 +85,8 @@ def own_quotas(
     as_json: AsJson = False,
 ) -> None:
     """Show what your tenant may use, how much of it it does, and when budgets renew."""
-    try:
+    with ending_errors():
         show(rows_of(_own(url, api_key)), as_json)
-    except CycloraError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
 
 
 def _own(url: str, api_key: str) -> TenantQuotas:

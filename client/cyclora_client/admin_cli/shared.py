@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
@@ -27,6 +27,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 
 _UNLIMITED_WIDTH = 100_000
 DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+def utc(at: datetime | None) -> datetime | None:
+    """A time that was given without a zone, which is meant as UTC."""
+    return None if at is None else at.replace(tzinfo=UTC)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any
 
 import typer
@@ -16,6 +16,7 @@ from cyclora_client.admin_cli.shared import (
     admin_client,
     show,
     show_rows,
+    utc,
 )
 
 runs = typer.Typer(help="Training runs of all tenants.", no_args_is_help=True)
@@ -55,7 +56,7 @@ def find_runs(
             model_id=model,
             base_model=base_model,
             project_id=project,
-            created_before=_utc(created_before),
+            created_before=utc(created_before),
             is_ended=ended,
             limit=limit,
             offset=offset,
@@ -95,7 +96,7 @@ def find_checkpoints(
             model_id=model,
             base_model=base_model,
             name=name,
-            created_before=_utc(created_before),
+            created_before=utc(created_before),
             min_bytes=min_bytes,
             is_expired=expired,
             is_public=public,
@@ -156,7 +157,3 @@ def _settings(kind: str, name: str, settings: dict[str, Any]) -> list[dict[str, 
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _utc(at: datetime | None) -> datetime | None:
-    return None if at is None else at.replace(tzinfo=UTC)

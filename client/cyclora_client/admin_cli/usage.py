@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated
 
 import typer
@@ -19,6 +19,7 @@ from cyclora_client.admin_cli.shared import (
     admin_client,
     ending_errors,
     show_rows,
+    utc,
 )
 from cyclora_core.usage import GroupBy
 
@@ -67,8 +68,8 @@ def usage_of_tenants(
             keys=key or (),
             runs=run or (),
             base_models=base_model or (),
-            starting_on=_utc(starting_on),
-            ending_before=_utc(before),
+            starting_on=utc(starting_on),
+            ending_before=utc(before),
         )
     _show(rows, as_json=as_json, as_csv=as_csv)
 
@@ -97,8 +98,8 @@ def usage_of_ours(
                 keys=key or (),
                 runs=run or (),
                 base_models=base_model or (),
-                starting_on=_utc(starting_on),
-                ending_before=_utc(before),
+                starting_on=utc(starting_on),
+                ending_before=utc(before),
             )
         finally:
             http.close()
@@ -111,10 +112,6 @@ def _groups(by: str) -> list[GroupBy]:
     except ValueError as error:
         expected = ", ".join(GroupBy)
         raise typer.BadParameter(f"{by!r}; expected some of {expected}") from error
-
-
-def _utc(at: datetime | None) -> datetime | None:
-    return None if at is None else at.replace(tzinfo=UTC)
 
 
 def _show(rows: Sequence[UsageRow], *, as_json: bool, as_csv: bool) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
 from datetime import datetime
 from typing import Annotated, Any, NamedTuple
 
@@ -45,7 +44,7 @@ async def get_usage_events(
     buckets: dict[_Bucket, int] = defaultdict(int)
     for each in await metering.usage(tenant_id, first, before, now_ms):
         buckets[_bucket_of(each)] += each.amount
-    session_ids = _unique(each.session_id for each in buckets if each.session_id)
+    session_ids = projects.unique(each.session_id for each in buckets if each.session_id)
     sessions = await services.store.sessions.get_many(session_ids)
     events = [
         _event(bucket, amount, tenant_id, sessions.get(bucket.session_id))
@@ -174,7 +173,3 @@ async def _all_checkpoints(services: Services, tenant_id: str) -> list[Checkpoin
         offset += _AT_ONCE
         if offset >= total:
             return list(found.values())
-
-
-def _unique(values: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(values))

@@ -6,11 +6,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends
 
-from cyclora_core.errors import NotFound
-from cyclora_server import quotas
+from cyclora_server import access, quotas
 from cyclora_server.auth import IdentityDep, needs_key
 from cyclora_server.body import documented, json_body
-from cyclora_server.services import Json, Services, ServicesDep
+from cyclora_server.services import Json, ServicesDep
 from cyclora_server.wire import admin_bodies
 
 router = APIRouter(
@@ -22,7 +21,7 @@ router = APIRouter(
 
 @router.get("", summary="What a tenant may use, and how much of it it does")
 async def get_tenant_quotas(tenant_id: str, services: ServicesDep) -> Json:
-    await _check_exists(services, tenant_id)
+    await access.existing_tenant(services, tenant_id)
     return await quotas.described(services, tenant_id)
 
 
@@ -39,14 +38,8 @@ async def set_tenant_quotas(
     identity: IdentityDep,
     services: ServicesDep,
 ) -> Json:
-    await _check_exists(services, tenant_id)
+    await access.existing_tenant(services, tenant_id)
     changes = body.model_dump(exclude_unset=True)
     if changes:
         await services.store.tenants.update(tenant_id, identity.key.key_id, quotas=changes)
     return await quotas.described(services, tenant_id)
-
-
-async def _check_exists(services: Services, tenant_id: str) -> None:
-    tenant = await services.store.tenants.get(tenant_id)
-    if tenant is None or tenant.deleted_at_ms is not None:
-        raise NotFound(f"tenant {tenant_id[:100]!r} does not exist")

@@ -9,11 +9,11 @@ from fastapi import APIRouter, Depends, Query
 
 from cyclora_core.accounts import Tenant
 from cyclora_core.clock import as_datetime
-from cyclora_core.errors import NotFound, UserError
-from cyclora_server import projects, tenant_end
+from cyclora_core.errors import UserError
+from cyclora_server import access, projects, tenant_end
 from cyclora_server.auth import Identity, IdentityDep, needs_key
 from cyclora_server.body import documented, json_body
-from cyclora_server.services import Json, Services, ServicesDep
+from cyclora_server.services import Json, ServicesDep
 from cyclora_server.wire import admin_bodies
 
 router = APIRouter(prefix="/admin/v1/tenants", tags=["administration"], dependencies=needs_key)
@@ -36,7 +36,7 @@ async def list_tenants(services: ServicesDep) -> Json:
 
 @router.get("/{tenant_id}", summary="One tenant")
 async def get_tenant(tenant_id: str, services: ServicesDep) -> Json:
-    return _tenant(await _found(services, tenant_id))
+    return _tenant(await access.existing_tenant(services, tenant_id))
 
 
 @router.patch(
@@ -73,7 +73,7 @@ async def delete_tenant(
     services: ServicesDep,
     force: Annotated[bool, Query()] = False,
 ) -> Json:
-    await _found(services, tenant_id)
+    await access.existing_tenant(services, tenant_id)
     by = identity.key.key_id
     _check_other(identity, tenant_id)
     live = await tenant_end.live_sessions(services, tenant_id)
@@ -93,7 +93,7 @@ async def delete_tenant(
     description="A project is made by its use. Looks at everything that the tenant has.",
 )
 async def list_projects(tenant_id: str, services: ServicesDep) -> Json:
-    await _found(services, tenant_id)
+    await access.existing_tenant(services, tenant_id)
     found = await projects.summaries(services, tenant_id)
     return {"projects": [dataclasses.asdict(each) for each in found]}
 
@@ -102,13 +102,6 @@ def _check_other(identity: Identity, tenant_id: str) -> None:
     """Refuse what would lock out whoever asks for it, with nobody left to take it back."""
     if tenant_id == identity.tenant_id:
         raise UserError("this is the tenant of the API key that was sent; use another one's")
-
-
-async def _found(services: Services, tenant_id: str) -> Tenant:
-    tenant = await services.store.tenants.get(tenant_id)
-    if tenant is None or tenant.deleted_at_ms is not None:
-        raise NotFound(f"tenant {tenant_id[:100]!r} does not exist")
-    return tenant
 
 
 def _tenant(tenant: Tenant) -> dict[str, Any]:
